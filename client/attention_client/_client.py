@@ -1,0 +1,388 @@
+"""The client for code that waits for its answers."""
+
+from __future__ import annotations
+
+import copy
+import time
+from types import TracebackType
+from typing import Self, TypeVar, overload
+
+import httpx
+import numpy.typing as npt
+
+from attention_client import _calls
+from attention_client._calls import Indices, ReturnSpec, Texts
+from attention_client._protocol import Answer, Attempt, Call, Exchange, Outcome, Pause
+from attention_client._settings import Settings
+from attention_client._transport import arguments, errors_mapped, small_content
+from attention_client.errors import AttentionError
+from attention_client.results import AttentionResult, TextAttention
+from attention_wire.schemas import ModuleInfo, ModuleList, ServiceInfo
+
+T = TypeVar("T")
+
+
+class AttentionClient:
+    """A client of the attention service. Threads may share one.
+
+    A call that fails in a way that passes (no connection, 408, 429, 502, 503, 504) is
+    repeated, after a growing delay, or the one that the service asks for.
+
+    Args:
+        base_url: address of the service, with any path prefix; by default ``ATTENTION_URL``
+            of the environment, else ``http://127.0.0.1:8080``.
+        api_key: sent as a bearer token; by default ``ATTENTION_API_KEY``, else none.
+        timeout: seconds that a call may take in all, its repetitions included; the service
+            is told what is left of them. ``math.inf`` for no end.
+        max_retries: how often a failed attempt is repeated.
+        http_client: an ``httpx.Client`` to send through, for proxies, certificates or
+            limits of your own. Its timeouts and base URL are not used, and it stays open
+            when this client is closed.
+
+    Raises:
+        ConfigurationError: the address, the key or a number cannot be used.
+
+    Example:
+        >>> with AttentionClient() as client:
+        ...     result = client.attention([[1.0, 0.0]], [[1.0, 0.0]], [[5.0]])
+        >>> result.output
+        array([[5.]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        max_retries: int = 2,
+        http_client: httpx.Client | None = None,
+    ) -> None:
+        self._settings = Settings.resolve(base_url, api_key, timeout, max_retries)
+        self._owns_http = http_client is None
+        self._http = http_client or httpx.Client()
+
+    def attention(
+        self,
+        query: npt.ArrayLike,
+        key: npt.ArrayLike,
+        value: npt.ArrayLike,
+        *,
+        attn_mask: npt.ArrayLike | None = None,
+        is_causal: bool = False,
+        scale: float | None = None,
+        q_num_heads: int | None = None,
+        kv_num_heads: int | None = None,
+        return_: ReturnSpec | None = None,
+        timeout: float | None = None,
+    ) -> AttentionResult:
+        """Scaled dot-product attention over tensors: softmax(scale·QKᵀ + mask)·V.
+
+        Tensors are anything that numpy makes arrays of: float16, bfloat16 (``ml_dtypes``),
+        float32 or float64, of one rank and one dtype. Lists and integers become float32.
+
+        Args:
+            query: [B, Hq, L, D]; [B, L, Hq·D] with the numbers of heads; or [L, D].
+            key: [B, Hkv, S, D], [B, S, Hkv·D] or [S, D]. Query head h reads key head
+                h // (Hq / Hkv).
+            value: [B, Hkv, S, Dv], [B, S, Hkv·Dv] or [S, Dv].
+            attn_mask: bool (true = may attend) or float (added to the scores), broadcast
+                from the right to [B, Hq, L, S].
+            is_causal: query i sees the keys j ≤ i.
+            scale: factor on the scores; 1/√D by default.
+            q_num_heads: Hq, for tensors of rank 3 only.
+            kv_num_heads: Hkv, for tensors of rank 3 only.
+            return_: what to compute, such as ``{"weights": False}``; what is not asked for
+                costs nothing. By default the output and all weights.
+            timeout: seconds for this call, in place of the client's.
+
+        Returns:
+            ``output`` in the query's rank and dtype, ``weights`` [B, Hq, L, S] or [L, S].
+
+        Raises:
+            TypeError, ValueError: an argument is no tensor that could be sent.
+            InvalidRequestError: shapes or dtypes do not fit; it names the fields.
+            AttentionError: whatever else goes wrong; see ``attention_client.errors``.
+
+        Example:
+            >>> import numpy as np
+            >>> query = np.zeros((1, 8, 5, 64), np.float16)
+            >>> key = value = np.ones((1, 2, 7, 64), np.float16)  # grouped: 4 queries a key
+            >>> result = client.attention(query, key, value, is_causal=True)
+            >>> result.output.shape, result.weights.shape, result.weights.dtype
+            ((1, 8, 5, 64), (1, 8, 5, 7), dtype('float16'))
+            >>> result.weights[0, 0, 1]
+            array([0.5, 0.5, 0. , 0. , 0. , 0. , 0. ], dtype=float16)
+        """
+        return self._run(
+            _calls.attention(
+                query,
+                key,
+                value,
+                attn_mask=attn_mask,
+                is_causal=is_causal,
+                scale=scale,
+                q_num_heads=q_num_heads,
+                kv_num_heads=kv_num_heads,
+                return_=return_,
+                timeout=timeout,
+            )
+        )
+
+    def module_attention(
+        self,
+        name: str,
+        query: npt.ArrayLike,
+        key: npt.ArrayLike | None = None,
+        value: npt.ArrayLike | None = None,
+        *,
+        attn_mask: npt.ArrayLike | None = None,
+        is_causal: bool = False,
+        scale: float | None = None,
+        return_: ReturnSpec | None = None,
+        timeout: float | None = None,
+    ) -> AttentionResult:
+        """Attention through a learned multi-head module of the service.
+
+        Args:
+            name: the module; see :meth:`modules`.
+            query: [B, L, E], of a float dtype; E is the module's ``embed_dim``.
+            key: [B, S, key_dim]; the query by default.
+            value: [B, S, value_dim]; the key by default.
+            attn_mask: as in :meth:`attention`.
+            is_causal: query i sees the keys j ≤ i.
+            scale: factor on the scores; 1/√D by default.
+            return_: what to compute, as in :meth:`attention`.
+            timeout: seconds for this call, in place of the client's.
+
+        Returns:
+            ``output`` [B, L, E], ``weights`` [B, H, L, S], both in the query's dtype.
+
+        Raises:
+            NotFoundError: there is no such module.
+            InvalidRequestError: shapes do not fit, or the module is of another kind.
+            AttentionError: whatever else goes wrong; see ``attention_client.errors``.
+
+        Example:
+            >>> module = client.module("mha")
+            >>> query = np.ones((1, 3, module.embed_dim), np.float32)
+            >>> result = client.module_attention("mha", query)
+            >>> result.output.shape == query.shape, result.module
+            (True, 'mha')
+            >>> result.weights.shape == (1, module.num_heads, 3, 3)
+            True
+        """
+        return self._run(
+            _calls.module_attention(
+                name,
+                query,
+                key,
+                value,
+                attn_mask=attn_mask,
+                is_causal=is_causal,
+                scale=scale,
+                return_=return_,
+                timeout=timeout,
+            )
+        )
+
+    @overload
+    def text_attention(
+        self,
+        text: str,
+        text_pair: str | None = None,
+        *,
+        module: str | None = None,
+        layers: Indices = "all",
+        heads: Indices = "all",
+        truncate: bool = False,
+        return_: ReturnSpec | None = None,
+        timeout: float | None = None,
+    ) -> TextAttention: ...
+
+    @overload
+    def text_attention(
+        self,
+        text: Texts,
+        text_pair: Texts | None = None,
+        *,
+        module: str | None = None,
+        layers: Indices = "all",
+        heads: Indices = "all",
+        truncate: bool = False,
+        return_: ReturnSpec | None = None,
+        timeout: float | None = None,
+    ) -> list[TextAttention]: ...
+
+    def text_attention(
+        self,
+        text: str | Texts,
+        text_pair: str | Texts | None = None,
+        *,
+        module: str | None = None,
+        layers: Indices = "all",
+        heads: Indices = "all",
+        truncate: bool = False,
+        return_: ReturnSpec | None = None,
+        timeout: float | None = None,
+    ) -> TextAttention | list[TextAttention]:
+        """What a trained text model attends to in a text.
+
+        Args:
+            text: one text, or a list of them, which is computed as a batch.
+            text_pair: the second text of each pair, in the form of ``text``.
+            module: a text module; by default the service's, or its only one.
+            layers: the layers to return, from 0, in this order.
+            heads: the heads to return of each layer, from 0, in this order.
+            truncate: cut a text that is too long rather than refuse it.
+            return_: what to compute, as in :meth:`attention`.
+            timeout: seconds for this call, in place of the client's.
+
+        Returns:
+            One result for a string, a list of them for a list: tokens, ``output`` [L, E] and
+            ``weights`` [layers, heads, L, L], float32. Printing one draws a map.
+
+        Raises:
+            NotFoundError: the service has no text module, or none of that name.
+            InvalidRequestError: a text is too long, or an index is out of range.
+            AttentionError: whatever else goes wrong; see ``attention_client.errors``.
+
+        Example:
+            >>> result = client.text_attention("The cat sat.", layers=[0, 5])
+            >>> result.weights.shape
+            (2, 12, 6, 6)
+            >>> print(result)
+            mean of 2 layers, mean of 12 heads; rows: queries, columns: keys
+            ...
+            >>> [len(each.tokens) for each in client.text_attention(["a cat", "a black cat"])]
+            [4, 5]
+        """
+        return self._run(
+            _calls.text_attention(
+                text,
+                text_pair,
+                module=module,
+                layers=layers,
+                heads=heads,
+                truncate=truncate,
+                return_=return_,
+                timeout=timeout,
+            )
+        )
+
+    def modules(self) -> ModuleList:
+        """The learned modules that the service has, and those that it refused.
+
+        Raises:
+            AttentionError: whatever goes wrong; see ``attention_client.errors``.
+
+        Example:
+            >>> [module.name for module in client.modules().modules]
+            ['all-MiniLM-L6-v2', 'mha']
+        """
+        return self._run(_calls.modules())
+
+    def module(self, name: str) -> ModuleInfo:
+        """One module's kind, sizes, licence and source.
+
+        Raises:
+            NotFoundError: there is no such module.
+            AttentionError: whatever else goes wrong; see ``attention_client.errors``.
+
+        Example:
+            >>> module = client.module("all-MiniLM-L6-v2")
+            >>> module.kind, module.num_layers, module.num_heads
+            ('text', 6, 12)
+        """
+        return self._run(_calls.module(name))
+
+    def info(self) -> ServiceInfo:
+        """The service's version, its execution provider and its limits.
+
+        Raises:
+            AttentionError: whatever goes wrong; see ``attention_client.errors``.
+
+        Example:
+            >>> client.info().provider
+            '...ExecutionProvider'
+        """
+        return self._run(_calls.info())
+
+    def ready(self) -> bool:
+        """Whether the service takes calls now; false too if nothing answers. Never repeated.
+
+        Raises:
+            ApiError: something answers that has no such path: not the service.
+            InvalidAnswerError: likewise.
+
+        Example:
+            >>> client.ready()
+            True
+        """
+        return self._run(_calls.ready())
+
+    def with_options(
+        self, *, timeout: float | None = None, max_retries: int | None = None
+    ) -> Self:
+        """This client with another patience; both share connections, which stay this one's.
+
+        Raises:
+            ConfigurationError: a number is out of its range.
+
+        Example:
+            >>> patient = client.with_options(timeout=600, max_retries=5)
+            >>> patient.ready()
+            True
+        """
+        other = copy.copy(self)
+        other._settings = self._settings.with_options(timeout, max_retries)
+        other._owns_http = False
+        return other
+
+    def close(self) -> None:
+        """Close the connections, unless they belong to somebody else's ``http_client``.
+
+        Example:
+            >>> client = AttentionClient()
+            >>> client.close()
+        """
+        if self._owns_http:
+            self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._settings.base_url!r})"
+
+    def _run(self, call: Call[T]) -> T:
+        exchange = Exchange(call, self._settings.policy)
+        while isinstance(verdict := exchange.judge(self._send(exchange.attempt())), Pause):
+            time.sleep(verdict.seconds)
+        return verdict.value
+
+    def _send(self, attempt: Attempt) -> Outcome:
+        content = small_content(attempt)
+        try:
+            with (
+                errors_mapped(self._settings, attempt),
+                self._http.stream(
+                    **arguments(self._settings, attempt),
+                    content=attempt.pieces() if content is None else content,
+                ) as response,
+            ):
+                chunks = []
+                for chunk in response.iter_bytes():
+                    attempt.check()
+                    chunks.append(chunk)
+                return Answer(response.status_code, response.headers, b"".join(chunks))
+        except AttentionError as error:
+            return error

@@ -1,0 +1,207 @@
+"""What the client's calls give back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from attention_client.errors import NotReturnedError
+from attention_client.maps import attention_map
+from attention_wire.tensors import Array, dtype_name
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Returned:
+    """What every compute call gives back.
+
+    Arrays are read-only views of the answer; ``array.copy()`` can be written to.
+
+    Attributes:
+        arrays: name → array, of what was asked for.
+        module: the module that answered; None for plain attention.
+        provider: the execution provider that ran the call.
+        request_id: what the service's logs call this request.
+        server_timing: phase → milliseconds that the service spent in it.
+    """
+
+    arrays: Mapping[str, Array]
+    module: str | None
+    provider: str
+    request_id: str | None
+    server_timing: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def output(self) -> Array:
+        """The output of attention, after any output projection.
+
+        Raises:
+            NotReturnedError: the call did not ask for it.
+        """
+        return self._array("output")
+
+    @property
+    def weights(self) -> Array:
+        """The attention weights, softmax of the scores.
+
+        Raises:
+            NotReturnedError: the call did not ask for them.
+        """
+        return self._array("weights")
+
+    def _array(self, name: str) -> Array:
+        try:
+            return self.arrays[name]
+        except KeyError:
+            have = ", ".join(self.arrays) or "none"
+            raise NotReturnedError(
+                f"{name}: not asked for; call with return_={{{name!r}: True}} (there: {have})",
+                name=name,
+                obj=self,
+            ) from None
+
+    def _summary(self) -> list[str]:
+        """The parts of a repr: shapes rather than numbers."""
+        parts = [
+            f"{name}={dtype_name(array)}{list(array.shape)}" for name, array in self.arrays.items()
+        ]
+        known = {"module": self.module, "provider": self.provider, "request_id": self.request_id}
+        return parts + [f"{name}={value!r}" for name, value in known.items() if value is not None]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class AttentionResult(Returned):
+    """Outputs and attention weights of a call with tensors.
+
+    ``output`` has the query's rank and dtype; ``weights`` is [B, Hq, L, S], or [L, S] for a
+    query of rank 2. Each row sums to 1, or to 0 where everything was masked.
+
+    Example:
+        >>> result = client.attention([[1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]], [[1.0], [2.0]])
+        >>> result
+        AttentionResult(output=float32[1, 1], weights=float32[1, 2], provider=...)
+        >>> result.weights.shape
+        (1, 2)
+        >>> sorted(result.server_timing)
+        ['compute', 'parse', 'queue', 'serialize']
+    """
+
+    def __repr__(self) -> str:
+        return f"AttentionResult({', '.join(self._summary())})"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class TextAttention(Returned):
+    """Tokens of a text and what a trained model attends to in it.
+
+    ``output`` is the last hidden state, [L, E]; ``weights`` is [layers, heads, L, L], of the
+    layers and heads that were asked for, in the order asked. Printing it draws a map.
+
+    Attributes:
+        text: the text that was sent.
+        text_pair: the second text of a pair, if one was sent.
+        tokens: L tokens as the model's vocabulary writes them.
+        token_ids: their numbers in the vocabulary.
+        offsets: the span of each token in its text, in characters.
+        word_ids: the word that each token belongs to; None for special tokens.
+        special_tokens_mask: 1 for tokens that stand in no text, such as ``[CLS]``.
+        segments: 0 for a token of the text, 1 of the pair; None for special tokens.
+
+    Example:
+        >>> result = client.text_attention("The cat sat.")
+        >>> result
+        TextAttention(tokens=6, output=float32[6, 384], weights=float32[6, 12, 6, 6], module=...)
+        >>> result.tokens
+        ['[CLS]', 'the', 'cat', 'sat', '.', '[SEP]']
+        >>> result.text[slice(*result.offsets[2])]
+        'cat'
+    """
+
+    text: str
+    text_pair: str | None
+    tokens: list[str]
+    token_ids: list[int]
+    offsets: list[tuple[int, int]]
+    word_ids: list[int | None]
+    special_tokens_mask: list[int]
+    segments: list[int | None]
+
+    def head(self, layer: int, head: int) -> Array:
+        """The weights of one head, [L, L]: rows are queries, columns are keys.
+
+        Args:
+            layer: which of the returned layers, from 0; negative counts from the last.
+            head: which of the returned heads, likewise.
+
+        Raises:
+            IndexError: not so many were returned.
+            NotReturnedError: the call asked for no weights.
+
+        Example:
+            >>> result = client.text_attention("The cat sat.", layers=[5], heads=[0, 7])
+            >>> result.head(0, 1).shape  # layer 5, head 7
+            (6, 6)
+        """
+        one: Array = self._selected(layer, head)[0, 0]
+        return one
+
+    def map(self, layer: int | None = None, head: int | None = None) -> str:
+        """An attention map in plain characters: rows are queries, columns are keys.
+
+        Special tokens such as ``[CLS]`` often draw most of the attention. They are drawn,
+        but shades are relative to the largest weight on any other token.
+
+        Args:
+            layer: which of the returned layers, as in :meth:`head`; the mean of all by default.
+            head: which of the returned heads; the mean of all by default.
+
+        Returns:
+            Lines of at most 100 columns. Of a text that is too long the first tokens are
+            drawn, and the last line says so.
+
+        Raises:
+            IndexError: not so many were returned.
+            NotReturnedError: the call asked for no weights.
+
+        Example:
+            >>> result = client.text_attention("The cat sat.")
+            >>> print(result.map(layer=0))
+            layer 0 of those returned, mean of 12 heads; rows: queries, columns: keys
+            ...
+            [SEP] ...
+        """
+        weights = self._selected(layer, head)
+        layers, heads = weights.shape[:2]
+        return attention_map(
+            self.tokens,
+            weights.mean((0, 1), dtype=np.float64),
+            special=self.special_tokens_mask,
+            caption=f"{_chosen('layer', layer, layers)}, {_chosen('head', head, heads)}",
+        )
+
+    def _selected(self, layer: int | None, head: int | None) -> Array:
+        """The weights of one layer or all, one head or all, [layers, heads, L, L]."""
+        weights = self.weights
+        chosen = [slice(None), slice(None)]
+        for axis, (name, index) in enumerate((("layer", layer), ("head", head))):
+            count = weights.shape[axis]
+            if index is None:
+                continue
+            if not -count <= index < count:
+                raise IndexError(f"{name} {index}: {count} were returned, 0 to {count - 1}")
+            chosen[axis] = slice(index % count, index % count + 1)
+        selected: Array = weights[tuple(chosen)]
+        return selected
+
+    def __repr__(self) -> str:
+        return f"TextAttention({', '.join([f'tokens={len(self.tokens)}', *self._summary()])})"
+
+    def __str__(self) -> str:
+        return self.map() if "weights" in self.arrays else repr(self)
+
+
+def _chosen(name: str, index: int | None, count: int) -> str:
+    if index is not None:
+        return f"{name} {index} of those returned"
+    return f"mean of {count} {name}s" if count > 1 else f"one {name}"

@@ -1,0 +1,3 @@
+module attention-example
+
+go 1.19

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Write the locked requirements anew: every version and checksum that a set-up installs,
+# for Python 3.11 to 3.13 on any platform. Usage: scripts/lock.sh path/to/uv
+set -euo pipefail
+cd "$(dirname "$0")/.."
+uv=${1:-uv}
+
+compile() {
+  local out=$1
+  shift
+  "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+    --no-annotate "$@" --output-file "requirements/$out"
+}
+
+echo "hatchling>=1.27" | compile build.txt -
+compile server.txt --extra server pyproject.toml
+compile dev.txt --extra server --group dev pyproject.toml

@@ -1,0 +1,1 @@
+"""Attention as a service: a stateless HTTP microservice over ONNX Runtime."""

@@ -1,0 +1,1 @@
+"""HTTP: routes, headers, limits, problems → statuses. Thin: it translates and delegates."""

@@ -1,0 +1,89 @@
+"""Answers: which form they take, how large they may get, and how they are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from attention_service.attention.job import Job
+from attention_wire.bodies import JSON, SAFETENSORS, Body
+from attention_wire.problems import Code, ProblemError
+from attention_wire.tensors import Buffer, TensorFormat, json_bound
+
+# Everything in an answer that is no tensor and does not grow with one.
+_FRAME_BYTES = 1024
+
+
+class BuffersResponse(Response):
+    """A response sent as the buffers it stands in: joining them would copy every tensor."""
+
+    def __init__(self, body: Body, headers: dict[str, str]) -> None:
+        super().__init__(None, headers=headers, media_type=body.media_type)
+        self._buffers: Sequence[Buffer] = body.buffers
+        self.headers["Content-Length"] = str(sum(map(len, body.buffers)))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        last = len(self._buffers) - 1
+        for index, buffer in enumerate(self._buffers):
+            part = {"type": "http.response.body", "body": buffer, "more_body": index < last}
+            await send(part)
+
+
+def answer_type(request: Request, request_type: str) -> str:
+    """The media type of the answer: the request's, unless `Accept` prefers the other."""
+    best, best_quality = request_type, 0.0
+    for item in request.headers.get("accept", "").split(","):
+        media_type, *parameters = (part.strip().lower() for part in item.split(";"))
+        quality = _quality(parameters)
+        is_better = quality > best_quality or (quality == best_quality and best != request_type)
+        if media_type in (JSON, SAFETENSORS) and quality > 0 and is_better:
+            best, best_quality = media_type, quality
+        elif media_type in ("*/*", "application/*") and quality > best_quality:
+            best, best_quality = request_type, quality
+    return best
+
+
+def _quality(parameters: list[str]) -> float:
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name == "q":
+            try:
+                return float(value)
+            except ValueError:
+                return 0.0
+    return 1.0
+
+
+def check_limits(
+    job: Job,
+    media_type: str,
+    tensor_format: TensorFormat,
+    max_answer_bytes: int,
+    memory_budget_bytes: int,
+) -> None:
+    """Refuse a job whose answer or memory would be over its limit, before it runs.
+
+    Raises:
+        ProblemError: ``answer_too_large`` or ``memory_too_large``, with the size, the limit
+            and what to ask for instead.
+    """
+    form = "safetensors" if media_type == SAFETENSORS else tensor_format
+    answer = _FRAME_BYTES + json_bound(job.answer_shapes, form)
+    if answer > max_answer_bytes:
+        raise ProblemError(
+            Code.ANSWER_TOO_LARGE,
+            f"The answer could take {answer} bytes as {form}; at most {max_answer_bytes} are "
+            f"sent. {job.smaller}"
+            + ("" if form == "safetensors" else f" {SAFETENSORS} takes the fewest bytes."),
+        )
+    if job.peak_bytes > memory_budget_bytes:
+        raise ProblemError(
+            Code.MEMORY_TOO_LARGE,
+            f"The call needs up to {job.peak_bytes} bytes of memory; at most "
+            f"{memory_budget_bytes} may be taken. {job.smaller}",
+        )

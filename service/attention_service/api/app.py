@@ -1,0 +1,98 @@
+"""The app: its parts put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.routing import Route
+
+from attention_service.api import openapi, problems
+from attention_service.api.compute import ComputeEndpoint, Operation
+from attention_service.api.metrics import Metrics
+from attention_service.api.middleware import CloseUnread, RequestId
+from attention_service.api.routes import light_routes, warnings
+from attention_service.attention.engine import Engine
+from attention_service.attention.sdpa import AttentionJob
+from attention_service.modules.repository import Repository
+from attention_service.serving.admission import Admission
+from attention_service.serving.lifecycle import Lifecycle
+from attention_service.settings import Settings
+from attention_wire.schemas import AttentionRequest, ModuleRequest, TextRequest
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAPI:
+    """The service as an ASGI app.
+
+    Modules are loaded when the app starts up; until then `/readyz` answers 503.
+
+    Args:
+        settings: what it is started with.
+        lifecycle: its state, handed in by a server that drains it.
+
+    Raises:
+        EngineError: the settings name an execution provider that is not installed.
+    """
+    engine = Engine(settings.provider, settings.threads)
+    lifecycle = lifecycle or Lifecycle()
+    admission = Admission(settings.max_running, settings.max_waiting, settings.memory_budget_bytes)
+    metrics = Metrics(admission)
+    loaded = Repository({}, {}, settings.text_module, settings.modules)
+
+    def repository() -> Repository:
+        return loaded
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        nonlocal loaded
+        for warning in warnings(settings):
+            logger.warning(warning)
+        loaded = await asyncio.to_thread(
+            Repository.open, settings.modules, engine, settings.text_module
+        )
+        lifecycle.ready()
+        yield
+        admission.close()
+
+    app = FastAPIOffline(
+        title="Attention service",
+        version=version("attention-service"),
+        description=openapi.DESCRIPTION,
+        root_path=settings.root_path,
+        lifespan=lifespan,
+        redoc_url=None,
+        static_url="/docs-assets",
+        openapi_tags=openapi.TAGS,
+    )
+    app.include_router(light_routes(settings, engine, repository, lifecycle, metrics))
+    operations: list[Operation[AttentionRequest] | Operation[ModuleRequest] | Operation[TextRequest]]
+    operations = [
+        Operation(
+            openapi.ATTENTION, AttentionRequest, lambda request, _: AttentionJob(request, engine)
+        ),
+        Operation(
+            openapi.MODULE_ATTENTION,
+            ModuleRequest,
+            lambda request, path: repository().multi_head(path["name"]).job(request),
+        ),
+        Operation(
+            openapi.TEXT_ATTENTION,
+            TextRequest,
+            lambda request, _: repository().text(request.module).job(request),
+        ),
+    ]
+    for operation in operations:
+        endpoint = ComputeEndpoint(operation, settings, admission, lifecycle, metrics)
+        app.router.routes.append(Route(operation.route, endpoint.__call__, methods=["POST"]))
+    problems.install(app)
+    openapi.install(app)
+    app.add_middleware(CloseUnread)
+    app.add_middleware(RequestId)
+    return app

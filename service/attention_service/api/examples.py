@@ -1,0 +1,93 @@
+"""Worked examples of the compute routes, as the documentation shows them.
+
+A test sends each one to a running service, so none can go stale.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+Examples: TypeAlias = dict[str, dict[str, Any]]
+
+
+def _example(summary: str, **value: object) -> dict[str, Any]:
+    return {"summary": summary, "value": value}
+
+
+ATTENTION: Examples = {
+    "smallest": _example(
+        "One head: two queries, two keys, two values",
+        query=[[1, 0], [0, 1]],
+        key=[[1, 0], [0, 1]],
+        value=[[1, 2], [3, 4]],
+    ),
+    "causal": _example(
+        "A causal call: query i sees the keys up to i",
+        query=[[1, 0], [0, 1], [1, 1]],
+        key=[[1, 0], [0, 1], [1, 1]],
+        value=[[1], [2], [3]],
+        is_causal=True,
+    ),
+    "masked": _example(
+        "A mask: true where a query may attend a key; the second row may attend none",
+        query=[[1, 0], [0, 1]],
+        key=[[1, 0], [0, 1]],
+        value=[[1, 2], [3, 4]],
+        attn_mask=[[True, False], [False, False]],
+    ),
+    "grouped_query": _example(
+        "Grouped-query attention in rank 3: two query heads read one key head",
+        query=[[[1, 0, 0, 1], [0, 1, 1, 0]]],
+        key=[[[1, 0], [0, 1]]],
+        value=[[[1, 2], [3, 4]]],
+        q_num_heads=2,
+        kv_num_heads=1,
+    ),
+    "base64": _example(
+        "Tensors as base64 of little-endian float32, in the answer too",
+        query={"dtype": "float32", "shape": [1, 2], "data": "AACAPwAAAAA="},
+        key={"dtype": "float32", "shape": [1, 2], "data": "AACAPwAAAAA="},
+        value={"dtype": "float32", "shape": [1, 2], "data": "AACAPwAAAEA="},
+        tensor_format="base64",
+    ),
+    "weights_only": _example(
+        "The weights alone, in float64",
+        query={"dtype": "float64", "shape": [1, 2], "data": [1, 0]},
+        key={"dtype": "float64", "shape": [2, 2], "data": [1, 0, 0, 1]},
+        value={"dtype": "float64", "shape": [2, 1], "data": [1, 2]},
+        **{"return": {"output": False, "weights": True}},
+    ),
+}
+
+MODULE_ATTENTION: Examples = {
+    "self_attention": _example(
+        "Self attention: key and value default to the query (this module takes rows of 8)",
+        query=[[[1, 0, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0]]],
+    ),
+    "causal": _example(
+        "The same with a causal mask, and the weights alone",
+        query=[[[1, 0, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0]]],
+        is_causal=True,
+        **{"return": {"output": False, "weights": True}},
+    ),
+}
+
+TEXT_ATTENTION: Examples = {
+    "sentence": _example(
+        "Every head's weights over a sentence", text="The cat sat on the mat."
+    ),
+    "one_head": _example(
+        "One layer and one head, and the weights alone",
+        text="The animal didn't cross the street because it was too tired.",
+        layers=[3],
+        heads=[5],
+        **{"return": {"output": False, "weights": True}},
+    ),
+    "pairs": _example(
+        "Two pairs of texts in one call",
+        text=["Where is the cat?", "Who sat?"],
+        text_pair=["The cat sat on the mat.", "The cat."],
+        layers=[0],
+        heads=[0],
+    ),
+}

@@ -1,0 +1,89 @@
+"""What holds for every request: an id, a count, and an end for bodies nobody read.
+
+Plain ASGI, so that a body goes through untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_DRAIN_SECONDS = 1.0
+_DRAIN_BYTES = 64 * 2**20
+
+
+class RequestId:
+    """Echoes `X-Request-ID`, or makes one; the id stands in the scope's state."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class CloseUnread:
+    """Closes the connection after an answer that was sent before the body was read.
+
+    The rest of the body is read and thrown away for a moment first: a connection that is
+    closed with unread bytes is reset, and the caller would lose the answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+            await self._app(scope, receive, send)
+            return
+        unread, closing = True, False
+
+        async def receive_body() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = bool(message.get("more_body", False))
+            return message
+
+        async def send_closing(message: Message) -> None:
+            nonlocal closing
+            if message["type"] == "http.response.start" and unread:
+                closing = True
+                MutableHeaders(scope=message)["Connection"] = "close"
+            elif closing and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                # A caller that waits for "100 Continue" has sent nothing to be thrown away.
+                if headers.get("expect", "").lower() != "100-continue":
+                    await _drain(receive_body, lambda: unread)
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        await self._app(scope, receive_body, send_closing)
+
+
+async def _drain(receive: Receive, unread: Callable[[], bool]) -> None:
+    left = _DRAIN_BYTES
+    try:
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            while unread() and left > 0:
+                left -= len((await receive()).get("body", b""))
+    except TimeoutError:
+        return  # the caller is slower than we wait

@@ -1,0 +1,209 @@
+"""The OpenAPI document: the light routes as FastAPI knows them, and the compute routes.
+
+Compute routes are plain Starlette routes, since FastAPI would read and validate their
+bodies number by number. Their models are the same pydantic ones that read the bodies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from attention_service.api import examples
+from attention_service.api.problems import STATUS
+from attention_wire import schemas
+from attention_wire.bodies import JSON, PROBLEM, SAFETENSORS
+from attention_wire.problems import Code, ProblemDetails
+
+ATTENTION = "/v1/attention"
+MODULE_ATTENTION = "/v1/modules/{name}/attention"
+TEXT_ATTENTION = "/v1/text/attention"
+
+DESCRIPTION = """\
+Post query, key and value tensors, or text, and get the outputs **and the attention weights**.
+
+Tensors are nested lists, objects with base64 data, or a safetensors body; the answer takes the
+form of the request unless `Accept` says otherwise. Every error is `application/problem+json`
+and names the field and the cure.
+"""
+TAGS = [
+    {"name": "attention", "description": "Compute"},
+    {"name": "modules", "description": "Learned modules that are loaded"},
+    {"name": "service", "description": "What runs here, and whether it is well"},
+]
+
+_REF = "#/components/schemas/{model}"
+_MODELS: tuple[type[BaseModel], ...] = (
+    schemas.AttentionRequest,
+    schemas.ModuleRequest,
+    schemas.TextRequest,
+    schemas.AttentionAnswer,
+    schemas.TextAnswer,
+    ProblemDetails,
+)
+_COMPUTE_PROBLEMS = (
+    Code.MALFORMED_JSON,
+    Code.BODY_TOO_LARGE,
+    Code.UNSUPPORTED_MEDIA_TYPE,
+    Code.INVALID_FIELD,
+    Code.QUEUE_FULL,
+    Code.NOT_READY,
+)
+_TITLES = {
+    Code.MALFORMED_JSON: "The body cannot be parsed",
+    Code.UNKNOWN_MODULE: "There is no such module",
+    Code.BODY_TOO_LARGE: "Body, answer or memory would be over its limit",
+    Code.UNSUPPORTED_MEDIA_TYPE: "A Content-Type or Content-Encoding that is not taken",
+    Code.INVALID_FIELD: "A field is unknown, missing, or of the wrong type, range, dtype or shape",
+    Code.QUEUE_FULL: "The queue is full",
+    Code.NOT_READY: "The service is starting or draining",
+}
+_ID_HEADER = {
+    "X-Request-ID": {
+        "description": "The request's own id, or one that was made",
+        "schema": {"type": "string"},
+    }
+}
+_COMPUTE_HEADERS = {
+    **_ID_HEADER,
+    "Server-Timing": {
+        "description": "Milliseconds of parse, queue, compute and serialize",
+        "schema": {"type": "string"},
+    },
+    "X-Attention-Provider": {
+        "description": "The execution provider that ran the call",
+        "schema": {"type": "string"},
+    },
+}
+
+
+def install(app: FastAPI) -> None:
+    """Let the app's document hold every route."""
+    light_routes_only = app.openapi
+
+    def whole() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _completed(light_routes_only())
+        return app.openapi_schema
+
+    # FastAPI documents this way of extending its schema.
+    app.openapi = whole  # type: ignore[method-assign]
+
+
+def _completed(document: dict[str, Any]) -> dict[str, Any]:
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in _MODELS], ref_template=_REF
+    )
+    document["components"]["schemas"] |= definitions["$defs"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            _complete_light(path, operation)
+    document["paths"] |= {
+        ATTENTION: _compute(
+            "attention",
+            "Attention over tensors",
+            schemas.AttentionRequest,
+            schemas.AttentionAnswer,
+            examples.ATTENTION,
+        ),
+        MODULE_ATTENTION: _compute(
+            "module_attention",
+            "Attention through a learned multi-head module",
+            schemas.ModuleRequest,
+            schemas.AttentionAnswer,
+            examples.MODULE_ATTENTION,
+            module=True,
+        ),
+        TEXT_ATTENTION: _compute(
+            "text_attention",
+            "Attention of a trained model over text",
+            schemas.TextRequest,
+            schemas.TextAnswer,
+            examples.TEXT_ATTENTION,
+            module=True,
+        ),
+    }
+    document["paths"][MODULE_ATTENTION]["post"]["parameters"] = [
+        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    ]
+    return document
+
+
+def _complete_light(path: str, operation: dict[str, Any]) -> None:
+    """FastAPI's own 422 never happens on these routes; the service's problems do."""
+    responses = operation["responses"]
+    responses.pop("422", None)
+    responses["200"]["headers"] = _ID_HEADER
+    if "{name}" in path:
+        responses |= _problem(Code.UNKNOWN_MODULE)
+    if path == "/readyz":
+        responses |= _problem(Code.NOT_READY)
+
+
+def _compute(
+    operation_id: str,
+    summary: str,
+    request: type[BaseModel],
+    answer: type[BaseModel],
+    worked: examples.Examples,
+    *,
+    module: bool = False,
+) -> dict[str, Any]:
+    problems = [*_COMPUTE_PROBLEMS, *([Code.UNKNOWN_MODULE] if module else [])]
+    responses: dict[str, Any] = {
+        "200": {
+            "description": "What was asked for",
+            "headers": _COMPUTE_HEADERS,
+            "content": _content(answer, "response"),
+        }
+    }
+    for code in sorted(problems, key=lambda code: STATUS[code]):
+        responses |= _problem(code)
+    content = _content(request, "request")
+    content[JSON]["examples"] = worked
+    return {
+        "post": {
+            "tags": ["attention"],
+            "operationId": operation_id,
+            "summary": summary,
+            "description": request.__doc__,
+            "requestBody": {"required": True, "content": content},
+            "responses": responses,
+        }
+    }
+
+
+def _content(model: type[BaseModel], member: str) -> dict[str, Any]:
+    return {
+        JSON: {"schema": {"$ref": _REF.format(model=model.__name__)}},
+        SAFETENSORS: {
+            "schema": {
+                "type": "string",
+                "format": "binary",
+                "description": "Tensors by name; every other field as JSON text under the "
+                f"metadata key `{member}`",
+            }
+        },
+    }
+
+
+def _problem(code: Code) -> dict[str, Any]:
+    headers: dict[str, Any] = dict(_ID_HEADER)
+    if code in (Code.QUEUE_FULL, Code.NOT_READY):
+        headers["Retry-After"] = {
+            "description": "Seconds to wait",
+            "schema": {"type": "string", "pattern": "^[0-9]+$"},
+        }
+    schema = {"$ref": _REF.format(model=ProblemDetails.__name__)}
+    return {
+        str(int(STATUS[code])): {
+            "description": _TITLES[code],
+            "headers": headers,
+            "content": {PROBLEM: {"schema": schema}},
+        }
+    }

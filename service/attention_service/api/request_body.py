@@ -1,0 +1,144 @@
+"""Reading a request's body: its type, its encoding and its size are checked first."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from typing import NamedTuple
+
+from starlette.requests import ClientDisconnect, Request
+
+from attention_wire.bodies import JSON, SAFETENSORS
+from attention_wire.problems import Code, ProblemError
+from attention_wire.tensors import Buffer
+
+# What curl sends when nothing is said: read as JSON, so that the shortest call works.
+_CURL_DEFAULT = "application/x-www-form-urlencoded"
+_ENCODINGS = ("gzip", "deflate")
+_THREAD_BYTES = 64 * 1024
+
+
+class RequestBody(NamedTuple):
+    """A body, decompressed, with the form it is in."""
+
+    media_type: str
+    content: Buffer
+
+
+async def read_body(request: Request, max_bytes: int) -> RequestBody:
+    """Read a request's whole body.
+
+    Raises:
+        ProblemError: ``unsupported_media_type``, ``unsupported_encoding``, ``body_too_large``
+            (before a byte is read, where the length is known) or ``malformed_body``.
+    """
+    media_type = _media_type(request)
+    encoding = _encoding(request)
+    length = _content_length(request)
+    if length is not None and length > max_bytes:
+        raise _too_large(f"{length} bytes", max_bytes)
+    try:
+        content = await _read(request, length, max_bytes)
+    except ClientDisconnect:
+        raise ProblemError(Code.MALFORMED_BODY, "The connection closed inside the body.") from None
+    if encoding is None:
+        return RequestBody(media_type, content)
+    if len(content) < _THREAD_BYTES:
+        return RequestBody(media_type, decompress(content, encoding, max_bytes))
+    unpacked = await asyncio.to_thread(decompress, content, encoding, max_bytes)
+    return RequestBody(media_type, unpacked)
+
+
+def _media_type(request: Request) -> str:
+    given = request.headers.get("content-type", JSON)
+    media_type = given.split(";")[0].strip().lower()
+    if media_type in (JSON, _CURL_DEFAULT):
+        return JSON
+    if media_type == SAFETENSORS:
+        return SAFETENSORS
+    raise ProblemError(
+        Code.UNSUPPORTED_MEDIA_TYPE,
+        f"Content-Type {given!r:.100} is not taken; send {JSON} or {SAFETENSORS}.",
+    )
+
+
+def _encoding(request: Request) -> str | None:
+    given = request.headers.get("content-encoding", "identity").strip().lower()
+    if given in ("", "identity"):
+        return None
+    if given in _ENCODINGS:
+        return given
+    raise ProblemError(
+        Code.UNSUPPORTED_ENCODING,
+        f"Content-Encoding {given!r:.100} is not taken; send {' or '.join(_ENCODINGS)}, or none.",
+    )
+
+
+def _content_length(request: Request) -> int | None:
+    given = request.headers.get("content-length")
+    if given is None:
+        return None
+    if not given.isdecimal():
+        raise ProblemError(Code.MALFORMED_BODY, f"Content-Length {given!r:.40} is no number.")
+    return int(given)
+
+
+async def _read(request: Request, length: int | None, max_bytes: int) -> bytearray:
+    """The body in one buffer, made at once where its length is known."""
+    content = bytearray(length or 0)
+    end = 0
+    async for chunk in request.stream():
+        begin, end = end, end + len(chunk)
+        if end > max_bytes:
+            raise _too_large("more", max_bytes)
+        content[begin:end] = chunk
+    if length is not None and end != length:
+        raise ProblemError(
+            Code.MALFORMED_BODY, f"The body has {end} bytes where Content-Length says {length}."
+        )
+    return content
+
+
+def decompress(content: Buffer, encoding: str, max_bytes: int) -> bytes:
+    """Undo gzip or deflate, never holding more than the limit.
+
+    Raises:
+        ProblemError: ``malformed_body`` for junk or a stream that breaks off,
+            ``body_too_large`` for one that grows past the limit.
+    """
+    window = zlib.MAX_WBITS | 16 if encoding == "gzip" else _deflate_window(content)
+    parts: list[bytes] = []
+    left = max_bytes
+    rest: Buffer = content
+    while rest or not parts:
+        stream = zlib.decompressobj(window)
+        try:
+            part = stream.decompress(rest, left + 1)
+        except zlib.error as error:
+            raise ProblemError(
+                Code.MALFORMED_BODY, f"The body is not valid {encoding}: {error}."
+            ) from None
+        left -= len(part)
+        if left < 0:
+            raise _too_large("more, unpacked", max_bytes)
+        if not stream.eof:
+            raise ProblemError(Code.MALFORMED_BODY, f"The {encoding} body breaks off.")
+        parts.append(part)
+        rest = stream.unused_data  # gzip files may be joined one after the other
+    return b"".join(parts)
+
+
+def _deflate_window(content: Buffer) -> int:
+    """HTTP's deflate is the zlib format (RFC 9110); some senders leave its header out."""
+    has_header = len(content) >= 2 and content[0] & 15 == 8 and (
+        (content[0] << 8 | content[1]) % 31 == 0
+    )
+    return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
+
+
+def _too_large(size: str, max_bytes: int) -> ProblemError:
+    return ProblemError(
+        Code.BODY_TOO_LARGE,
+        f"The body has {size}; at most {max_bytes} bytes are taken. Send fewer or shorter "
+        f"sequences, a smaller dtype, or {SAFETENSORS}, which is smaller than lists.",
+    )

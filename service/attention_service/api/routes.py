@@ -1,0 +1,104 @@
+"""The light routes: what the service is, what it serves, and whether it is well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from fastapi import APIRouter, Response
+from fastapi.responses import HTMLResponse
+
+from attention_service.api.metrics import CONTENT_TYPE, Metrics
+from attention_service.attention.engine import Engine
+from attention_service.modules.repository import Repository
+from attention_service.serving.lifecycle import Lifecycle
+from attention_service.settings import Settings
+from attention_wire.documents import MAX_DEPTH
+from attention_wire.problems import Code, ProblemError
+from attention_wire.schemas import Health, Limits, ModuleInfo, ModuleList, ServiceInfo
+
+_PAGE = Path(__file__).with_name("page") / "index.html"
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+def light_routes(
+    settings: Settings,
+    engine: Engine,
+    repository: Callable[[], Repository],
+    lifecycle: Lifecycle,
+    metrics: Metrics,
+) -> APIRouter:
+    """A router over the parts of a running service."""
+    router = APIRouter()
+
+    @router.get("/v1/info", tags=["service"])
+    async def info() -> ServiceInfo:
+        """Version, execution providers, limits and warnings."""
+        return ServiceInfo(
+            name="attention-service",
+            version=version("attention-service"),
+            provider=engine.provider,
+            available_providers=engine.available,
+            threads=engine.threads,
+            limits=Limits(
+                body_bytes=settings.max_body_bytes,
+                answer_bytes=settings.max_answer_bytes,
+                memory_bytes=settings.memory_budget_bytes,
+                json_depth=MAX_DEPTH,
+            ),
+            keys_required=False,
+            warnings=warnings(settings),
+        )
+
+    @router.get("/v1/modules", tags=["modules"])
+    async def modules() -> ModuleList:
+        """The modules that serve, and the folders that were refused with the reason."""
+        return ModuleList(modules=repository().infos(), refused=repository().refused)
+
+    @router.get("/v1/modules/{name}", tags=["modules"])
+    async def module(name: str) -> ModuleInfo:
+        """One module: its kind, heads, sizes, licence, source and checksum."""
+        return repository().get(name).info
+
+    @router.get("/healthz", tags=["service"])
+    async def healthz() -> Health:
+        """Whether the process lives. Always 200 from a process that can answer."""
+        return Health(status="ok")
+
+    @router.get("/readyz", tags=["service"])
+    async def readyz() -> Health:
+        """Whether calls should be sent here: 503 while starting or draining."""
+        if not lifecycle.is_ready:
+            detail = f"The service is {lifecycle.status}."
+            raise ProblemError(Code.NOT_READY, detail, retry_after=1)
+        return Health(status="ok")
+
+    @router.get(
+        "/metrics",
+        tags=["service"],
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def prometheus() -> Response:
+        """Metrics in Prometheus' text format."""
+        return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    @router.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(_page())
+
+    return router
+
+
+@cache
+def _page() -> str:
+    return _PAGE.read_text(encoding="utf-8")
+
+
+def warnings(settings: Settings) -> list[str]:
+    """What an operator should look at."""
+    if settings.host in _LOOPBACK:
+        return []
+    return [f"serving {settings.host}, an address other than loopback, without keys"]

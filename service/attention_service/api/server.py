@@ -1,0 +1,71 @@
+"""The process: uvicorn around the app, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from types import FrameType
+
+import uvicorn
+
+from attention_service.api.app import create_app
+from attention_service.serving.lifecycle import Lifecycle
+from attention_service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# Longer than load balancers keep an idle connection (60 s as a rule): the side that
+# closes first must be theirs, or they send a request into a closed connection.
+KEEP_ALIVE_SECONDS = 75
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that drains on SIGTERM.
+
+    Readiness ends at once; the service goes on for ``drain_delay`` while balancers notice,
+    then finishes what it has taken and ends with status 0. A second signal ends it at once,
+    SIGINT (Ctrl-C) without the delay.
+    """
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_delay: float) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._drain_delay = drain_delay
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by uvicorn on SIGTERM and SIGINT."""
+        if self.should_exit or (self._lifecycle.status == "draining" and sig == signal.SIGTERM):
+            self.should_exit = self.force_exit = True
+        elif sig == signal.SIGTERM and self._lifecycle.is_ready:
+            logger.info("draining for %.1f s", self._drain_delay)
+            self._lifecycle.drain()
+            loop = asyncio.get_running_loop()
+            loop.call_soon_threadsafe(loop.call_later, self._drain_delay, self._stop)
+        else:
+            self._stop()
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal ends it.
+
+    Raises:
+        EngineError: the execution provider is not installed.
+    """
+    lifecycle = Lifecycle()
+    config = uvicorn.Config(
+        create_app(settings, lifecycle),
+        host=settings.host,
+        port=settings.port,
+        loop="auto",
+        http="auto",
+        log_config=None,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        server_header=False,
+        # Trusting X-Forwarded-* is the operator's choice, and nothing here needs it.
+        proxy_headers=False,
+    )
+    Server(config, lifecycle, settings.drain_delay).run()

@@ -1,0 +1,1 @@
+"""The domain: from a request to its outputs and weights, without HTTP."""

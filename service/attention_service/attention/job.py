@@ -1,0 +1,36 @@
+"""A job: a validated call with its cost, ready to be admitted and run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeAlias
+
+Shapes: TypeAlias = Mapping[str, tuple[tuple[int, ...], str]]
+
+
+class Job(Protocol):
+    """What every kind of call becomes before it is admitted.
+
+    Attributes:
+        peak_bytes: most memory that running it takes above the tensors that came in.
+        answer_shapes: the tensors of its answer at most, name → (shape, dtype name).
+        smaller: how to ask for less, a sentence for a caller whose answer or memory is
+            over the limit.
+    """
+
+    @property
+    def peak_bytes(self) -> int: ...
+
+    @property
+    def answer_shapes(self) -> Shapes: ...
+
+    @property
+    def smaller(self) -> str: ...
+
+    def run(self) -> dict[str, Any]:
+        """Compute the fields of the answer; arrays in it are its tensors.
+
+        Raises:
+            ProblemError: what only the numbers could show, such as an overflow.
+        """
+        ...

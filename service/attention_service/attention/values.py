@@ -1,0 +1,127 @@
+"""What the elements of a call's tensors may be.
+
+A query is finite. A key or value row may hold NaN or infinity only if no query attends it,
+and then counts as zero: 0·NaN is NaN, so a padding row would poison every output.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from attention_wire.problems import Code, ProblemError
+from attention_wire.tensors import Array, dtype_name
+
+
+def magnitude(tensor: Array) -> float:
+    """The largest absolute value, NaN or infinity where the tensor holds one; 0 if empty."""
+    if tensor.size == 0:
+        return 0.0
+    # Two reductions without a temporary; both carry a NaN through.
+    return max(abs(float(tensor.min())), abs(float(tensor.max())))
+
+
+def finite_magnitude(name: str, tensor: Array) -> float:
+    """The largest absolute value of a tensor that may hold neither NaN nor infinity.
+
+    Raises:
+        ProblemError: ``non_finite``, with the first such element's place.
+    """
+    largest = magnitude(tensor)
+    if not math.isfinite(largest):
+        raise _non_finite(name, np.isfinite(tensor), "send finite numbers")
+    return largest
+
+
+def safe_score(dtype: type[np.floating[Any]]) -> float:
+    """A bound on scores below which a softmax in this dtype is exact to its rounding.
+
+    Neither the score nor its sum with a bias can overflow: next to the largest float, whose
+    negative many callers mask with, a score below this is lost in rounding.
+    """
+    info = np.finfo(dtype)
+    return float(info.max) * float(info.eps) / 4
+
+
+def check_bias(name: str, mask: Array) -> None:
+    """Refuse a float mask that holds NaN or +infinity; −infinity masks.
+
+    Raises:
+        ProblemError: ``non_finite``.
+    """
+    allowed = np.isfinite(mask) | np.isneginf(mask)
+    if not allowed.all():
+        raise _non_finite(name, allowed, "a bias is finite, or -Infinity to mask")
+
+
+def attended_keys(
+    mask: Array | None, *, is_causal: bool, shape: tuple[int, int, int, int]
+) -> Array:
+    """Which keys any query may attend, bool ``[B or 1, Hq or 1, S]``.
+
+    Args:
+        mask: as in :class:`~attention_service.attention.call.AttentionCall`.
+        is_causal: query i sees the keys j ≤ i.
+        shape: ``[B,Hq,L,S]``.
+    """
+    _, _, q_length, kv_length = shape
+    if q_length == 0:
+        return np.zeros((1, 1, kv_length), bool)
+    causal = np.arange(kv_length) < q_length
+    if mask is None:
+        return causal[None, None] if is_causal else np.ones((1, 1, kv_length), bool)
+    allowed = mask if mask.dtype.kind == "b" else ~np.isneginf(mask)
+    if is_causal:
+        allowed = allowed & np.tri(q_length, kv_length, dtype=np.bool_)
+    return np.asarray(allowed.any(axis=2))
+
+
+def zero_unattended(name: str, tensor: Array, attended: Array, groups: int) -> Array:
+    """The tensor with its non-finite rows zeroed, once no query attends any of them.
+
+    Args:
+        name: the field, for the message.
+        tensor: ``[B,Hkv,S,D]``.
+        attended: bool, broadcasts to ``[B,Hq,S]``.
+        groups: query heads for each key head.
+
+    Raises:
+        ProblemError: ``non_finite``: a query may attend such a row.
+    """
+    finite: Array = np.isfinite(tensor)
+    bad = np.asarray(~finite.all(axis=-1))
+    if not bad.any():
+        return tensor
+    _, kv_num_heads, length, _ = tensor.shape
+    by_head = np.broadcast_to(attended, (attended.shape[0], kv_num_heads * groups, length))
+    seen = by_head.reshape(attended.shape[0], kv_num_heads, groups, length).any(axis=2)
+    if (bad & seen).any():
+        attended_and_bad = finite | ~(bad & seen)[..., None]
+        raise _non_finite(name, attended_and_bad, "mask that row for every query, or send numbers")
+    return np.where(bad[..., None], tensor.dtype.type(0), tensor)
+
+
+def check_result(name: str, tensor: Array) -> None:
+    """Refuse to answer numbers that overflowed on the way through a learned module.
+
+    Raises:
+        ProblemError: ``overflow``.
+    """
+    if not math.isfinite(magnitude(tensor)):
+        message = (
+            f"the {name} that it leads to is past the range of {dtype_name(tensor)}; send smaller "
+            "numbers, or a dtype with more range"
+        )
+        raise ProblemError.of_field("query", message, Code.OVERFLOW)
+
+
+def _non_finite(name: str, allowed: Array, cure: str) -> ProblemError:
+    place = np.unravel_index(int(np.argmin(allowed)), allowed.shape)
+    where = ",".join(str(int(index)) for index in place)
+    return ProblemError.of_field(
+        name,
+        f"holds NaN or infinity at [{where}] of its shape {list(allowed.shape)}; {cure}",
+        Code.NON_FINITE,
+    )

@@ -1,0 +1,16 @@
+"""Exporters: from weights as they are published to a module folder, without PyTorch.
+
+Each family of models is one file over the building blocks:
+
+- ``package``: the way from a source to a finished folder; the table of families is there.
+- ``source``: a path or a Hugging Face id → files on this machine, and their licence.
+- ``weights``: a safetensors file as float32 arrays, with the shapes checked.
+- ``family``: what the file of a family offers.
+- ``bert``, ``multi_head``: the families.
+- ``blocks``: a graph under construction, and the layers that families share.
+"""
+
+from attention_service.modules.exporters.errors import ExportError
+from attention_service.modules.exporters.package import export
+
+__all__ = ["ExportError", "export"]

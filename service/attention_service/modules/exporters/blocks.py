@@ -1,0 +1,248 @@
+"""A graph under construction, and the layers that the families of models share.
+
+Values are known by their names, as in ONNX itself: a layer takes the names of its inputs and
+gives the name of its output. Names are readable and stable (``layer.0.attention.query``), so
+that a graph can be cut at one of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from attention_service.modules.exporters.errors import ExportError
+from attention_service.modules.exporters.weights import Parameter
+from attention_wire.tensors import Array
+
+# The first opset with all that is used here is 20; ONNX Runtime's fusions know the operators
+# of 21 in every supported version, those of later opsets not yet.
+OPSET = 21
+IR_VERSION = 10  # the newest that every supported ONNX Runtime reads
+FLOAT = TensorProto.FLOAT
+INT64 = TensorProto.INT64
+
+# A protobuf message ends at 2 GiB; one MiB of that is for the nodes and the names.
+MAX_WEIGHT_BYTES = 2**31 - 2**20
+
+Dimensions = Sequence[int | str]
+
+
+class Linear(NamedTuple):
+    """The parameters of ``torch.nn.Linear``: weight ``[out,in]``, bias ``[out]`` or None."""
+
+    weight: Parameter
+    bias: Parameter | None
+
+
+class Norm(NamedTuple):
+    """The parameters of a layer norm, both ``[features]``."""
+
+    weight: Parameter
+    bias: Parameter
+
+
+class Graph:
+    """An ONNX graph under construction.
+
+    Args:
+        name: the graph's name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._nodes: list[NodeProto] = []
+        self._inputs: list[ValueInfoProto] = []
+        self._outputs: list[ValueInfoProto] = []
+        self._constants: dict[str, Array] = {}
+        self._weight_bytes = 0
+
+    def input(self, name: str, element_type: int, shape: Dimensions) -> str:
+        """Declare an input of the graph; a dimension given by name is dynamic."""
+        self._inputs.append(helper.make_tensor_value_info(name, element_type, list(shape)))
+        return name
+
+    def output(self, name: str, element_type: int, shape: Dimensions) -> None:
+        """Make a value an output of the graph.
+
+        The last dimension of attention weights needs a name that no input has: ONNX Runtime
+        binds the output to a buffer only then.
+        """
+        self._outputs.append(helper.make_tensor_value_info(name, element_type, list(shape)))
+
+    def constant(self, name: str, array: Array) -> str:
+        """A value that is stored in the graph.
+
+        The same name may be given again with an equal array, by layers that share it.
+
+        Raises:
+            ExportError: the graph grows past what one ONNX file holds.
+            ValueError: the name stands for another array already.
+        """
+        if name in self._constants:
+            if not np.array_equal(self._constants[name], array):
+                raise ValueError(f"two different constants are named {name!r}")
+            return name
+        self._weight_bytes += array.nbytes
+        if self._weight_bytes > MAX_WEIGHT_BYTES:
+            raise ExportError(
+                f"the weights take more than 2 GiB in float32 (at {name!r}: "
+                f"{self._weight_bytes / 2**30:.2f} GiB), and one ONNX file holds less than "
+                "that: choose a smaller model"
+            )
+        self._constants[name] = array
+        return name
+
+    def node(self, operator: str, *inputs: str, name: str, **attributes: Any) -> str:
+        """Add an operator of one output; ``name`` names it and its output."""
+        self._nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
+        return name
+
+    def model(self) -> ModelProto:
+        """The finished model, with its constants inside."""
+        graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs)
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="attention-service",
+        )
+        # After make_model, which copies its graph: weights should not be copied with it.
+        for name, array in self._constants.items():
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+        return model
+
+
+# --- Layers --------------------------------------------------------------------------------
+
+
+def linear(graph: Graph, x: str, parameters: Linear, name: str) -> str:
+    """``x·weightᵀ + bias``: ``[…,in]`` → ``[…,out]``."""
+    weight = graph.constant(f"{name}.weight", parameters.weight.T)
+    if parameters.bias is None:
+        return graph.node("MatMul", x, weight, name=name)
+    product = graph.node("MatMul", x, weight, name=f"{name}.product")
+    return graph.node("Add", product, graph.constant(f"{name}.bias", parameters.bias), name=name)
+
+
+def layer_norm(graph: Graph, x: str, parameters: Norm, epsilon: float, name: str) -> str:
+    """Layer norm over the last axis."""
+    weight = graph.constant(f"{name}.weight", parameters.weight)
+    bias = graph.constant(f"{name}.bias", parameters.bias)
+    return graph.node("LayerNormalization", x, weight, bias, name=name, axis=-1, epsilon=epsilon)
+
+
+# ``hidden_act`` of a configuration → operator and attributes. The tanh forms are written
+# differently in transformers and are one function (https://arxiv.org/abs/1606.08415).
+ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
+    "gelu": ("Gelu", {"approximate": "none"}),
+    "gelu_new": ("Gelu", {"approximate": "tanh"}),
+    "gelu_fast": ("Gelu", {"approximate": "tanh"}),
+    "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
+    "relu": ("Relu", {}),
+}
+
+
+def activation(graph: Graph, x: str, kind: str, name: str) -> str:
+    """An activation by its name in a configuration.
+
+    Raises:
+        ExportError: it is not known; the message lists those that are.
+    """
+    if kind not in ACTIVATIONS:
+        raise ExportError(
+            f"the activation {kind!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
+        )
+    operator, attributes = ACTIVATIONS[kind]
+    return graph.node(operator, x, name=name, **attributes)
+
+
+# --- Attention -----------------------------------------------------------------------------
+
+
+class Attended(NamedTuple):
+    """Names of what attention gives: context ``[B,H,L,D]`` and weights ``[B,H,L,S]``."""
+
+    context: str
+    weights: str
+
+
+def split_heads(graph: Graph, x: str, num_heads: int, head_dim: int, name: str) -> str:
+    """``[B,L,H·D]`` → ``[B,H,L,D]``."""
+    shape = graph.constant(f"split_{num_heads}x{head_dim}", _shape(0, 0, num_heads, head_dim))
+    split = graph.node("Reshape", x, shape, name=f"{name}.split")
+    return graph.node("Transpose", split, name=name, perm=[0, 2, 1, 3])
+
+
+def merge_heads(graph: Graph, x: str, width: int, name: str) -> str:
+    """``[B,H,L,D]`` → ``[B,L,H·D]``, where width is H·D."""
+    rows = graph.node("Transpose", x, name=f"{name}.rows", perm=[0, 2, 1, 3])
+    shape = graph.constant(f"merge_{width}", _shape(0, 0, width))
+    return graph.node("Reshape", rows, shape, name=name)
+
+
+def attention(
+    graph: Graph,
+    heads: tuple[str, str, str],
+    *,
+    scale: str,
+    bias: str,
+    name: str,
+    names: Attended,
+    row_has_keys: str | None = None,
+) -> Attended:
+    """softmax(scale·query·keyᵀ + bias)·value, with the weights as a value of their own.
+
+    Args:
+        graph: the graph to add to.
+        heads: query ``[B,H,L,D]``, key ``[B,H,S,D]`` and value ``[B,H,S,D]``.
+        scale: a scalar; it multiplies the query, which is smaller than the scores.
+        bias: added to the scores, broadcast to ``[B,H,L,S]``; −inf masks a key, and its
+            weight is exactly 0.
+        name: what the names of the steps begin with.
+        names: the names to give to context and weights.
+        row_has_keys: bool, broadcast to ``[B,H,L,1]``: where it is false, weights and context
+            are 0. None where every row has a key: it costs one more pass over the weights.
+    """
+    query, key, value = heads
+    scaled = graph.node("Mul", query, scale, name=f"{name}scaled_query")
+    transposed = graph.node("Transpose", key, name=f"{name}key_transposed", perm=[0, 1, 3, 2])
+    raw = graph.node("MatMul", scaled, transposed, name=f"{name}raw_scores")
+    scores = graph.node("Add", raw, bias, name=f"{name}scores")
+    if row_has_keys is None:
+        weights = graph.node("Softmax", scores, name=names.weights, axis=-1)
+    else:
+        softmax = graph.node("Softmax", scores, name=f"{name}softmax", axis=-1)
+        nothing = graph.constant("nothing", np.array(0, np.float32))
+        weights = graph.node("Where", row_has_keys, softmax, nothing, name=names.weights)
+    return Attended(graph.node("MatMul", weights, value, name=names.context), weights)
+
+
+def rows_with_keys(graph: Graph, bias: str, name: str) -> str:
+    """Which rows of a bias ``[…,S]`` leave a key to attend to: bool ``[…,1]``.
+
+    The bias tells it as well as the scores do, and is often smaller: a mask that all heads
+    share has one head.
+    """
+    axis = graph.constant("last_axis", np.array([-1], np.int64))
+    lowest = graph.constant("minus_infinity", np.array(-math.inf, np.float32))
+    maximum = graph.node("ReduceMax", bias, axis, name=f"{name}.maximum", keepdims=1)
+    return graph.node("Greater", maximum, lowest, name=name)
+
+
+def padding_bias(graph: Graph, attention_mask: str, name: str) -> str:
+    """An int64 mask ``[B,S]`` of 1 and 0 → a bias ``[B,1,1,S]`` of 0 and −inf."""
+    axes = graph.constant("head_and_row_axes", np.array([1, 2], np.int64))
+    allowed = graph.node("Cast", attention_mask, name=f"{name}.allowed", to=TensorProto.BOOL)
+    spread = graph.node("Unsqueeze", allowed, axes, name=f"{name}.spread")
+    nothing = graph.constant("nothing", np.array(0, np.float32))
+    lowest = graph.constant("minus_infinity", np.array(-math.inf, np.float32))
+    return graph.node("Where", spread, nothing, lowest, name=name)
+
+
+def _shape(*sizes: int) -> Array:
+    """The second input of Reshape; 0 keeps the size of that axis."""
+    return np.array(sizes, np.int64)

@@ -1,0 +1,217 @@
+"""From a source to a finished module folder: build, write aside, verify, then rename.
+
+A folder under its final name is always whole: whoever lists the modules meanwhile sees the
+old one or the new one, and never files that are still being written.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import onnx
+from pydantic import ValidationError
+
+from attention_service.modules.exporters import bert, multi_head
+from attention_service.modules.exporters.errors import ExportError
+from attention_service.modules.exporters.family import Built, Family
+from attention_service.modules.exporters.source import Source, is_local, locate, read
+from attention_service.modules.exporters.weights import Weights
+from attention_service.modules.manifest import (
+    MANIFEST_FILE,
+    MODEL_FILE,
+    TOKENIZER_FILE,
+    Manifest,
+    sha256,
+)
+
+Progress: TypeAlias = Callable[[str, float], None]
+
+# A new family is a file beside bert.py and an entry here; the first that matches is taken.
+FAMILIES: tuple[Family, ...] = (bert.FAMILY, multi_head.FAMILY)
+
+LICENSE_FILE = "LICENSE"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _silent(stage: str, fraction: float) -> None:
+    """The progress of who does not ask for it."""
+
+
+def export(
+    source: str | Path,
+    name: str,
+    modules: Path,
+    *,
+    num_heads: int | None = None,
+    license: str | None = None,  # noqa: A002 - the manifest's field of that name
+    origin: str | None = None,
+    expected_sha256: str | None = None,
+    force: bool = False,
+    progress: Progress = _silent,
+) -> Path:
+    """Make a module of published weights.
+
+    Args:
+        source: a folder or a ``.safetensors`` file; or, where no such path exists, an id on the
+            Hugging Face Hub (``owner/name``, or ``owner/name@revision``).
+        name: the name of the module and its folder: letters, digits, ``.``, ``_``, ``-``.
+        modules: the folder of modules; it is made if missing.
+        num_heads: for the state dict of ``torch.nn.MultiheadAttention``, which lacks it.
+        license: SPDX identifier, where the source does not say or says it wrongly.
+        origin: what the manifest gives as the source, where the path alone tells little.
+        expected_sha256: the checksum that the weights' file must have.
+        force: replace a module of that name.
+        progress: called with a stage in words and the fraction that is done, 0 to 1.
+
+    Returns:
+        The module's folder, ``modules/name``.
+
+    Raises:
+        ExportError: nothing was exported, and nothing of it is left in ``modules``.
+    """
+    target = _target(modules, name, force=force)
+    try:
+        progress("reading the source" if is_local(source) else "downloading the weights", 0.0)
+        files = read(*locate(source))
+        progress("checking the weights' checksum", 0.3)
+        checksum = sha256(files.weights_file)
+        _check_sum(files.weights_file, checksum, expected_sha256)
+        progress("building the graph", 0.4)
+        built = _build(files, num_heads)
+        facts = {
+            "license": license or files.license,
+            "source": origin or files.label,
+            "source_sha256": checksum,
+        }
+        built = Built(built.model, built.manifest.model_copy(update=facts))
+        with _aside(target) as folder:
+            progress("writing the module", 0.6)
+            _write(folder, built, files)
+            progress("verifying what was written", 0.8)
+            _verify(folder)
+            _put(folder, target, force=force)
+    except OSError as error:
+        raise ExportError(f"reading or writing failed: {error}") from error
+    progress("done", 1.0)
+    return target
+
+
+def _target(modules: Path, name: str, *, force: bool) -> Path:
+    if not _NAME.fullmatch(name):
+        raise ExportError(
+            f"{name!r} cannot name a module: up to 64 letters, digits, '.', '_' and '-', "
+            "the first one a letter or digit"
+        )
+    target = modules / name
+    if target.exists() and not force:
+        raise _exists(target)
+    return target
+
+
+def _exists(target: Path) -> ExportError:
+    return ExportError(f"there is a module {target} already; force replaces it")
+
+
+def _check_sum(path: Path, found: str, expected: str | None) -> None:
+    if expected is not None and found != expected.strip().lower():
+        raise ExportError(
+            f"{path} is not the expected file: its SHA-256 is {found}, expected was {expected}"
+        )
+
+
+def _build(source: Source, num_heads: int | None) -> Built:
+    weights = Weights(source.weights_file)
+    for family in FAMILIES:
+        if family.matches(source, weights):
+            return family.build(source, weights, num_heads)
+    known = "; ".join(family.name for family in FAMILIES)
+    if source.config is None:
+        found = "has no config.json and is not the state dict of a torch.nn.MultiheadAttention"
+    else:
+        found = f"has the model_type {source.config.get('model_type')!r}"
+    raise ExportError(f"{source.label} {found}; what can be exported: {known}")
+
+
+# --- Files ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def _aside(target: Path) -> Iterator[Path]:
+    """A new folder beside the target; what is left of it in the end is removed.
+
+    Its name begins with a dot, which no module's does.
+    """
+    folder = target.parent / f".{target.name}.{secrets.token_hex(4)}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(folder: Path, built: Built, source: Source) -> None:
+    # Deterministic, so that the same weights give the same checksum.
+    (folder / MODEL_FILE).write_bytes(built.model.SerializeToString(deterministic=True))
+    if built.manifest.kind == "text" and source.tokenizer_file is not None:
+        shutil.copyfile(source.tokenizer_file, folder / TOKENIZER_FILE)
+    for file in source.license_files:
+        shutil.copyfile(file, folder / file.name)
+    if not source.license_files and built.manifest.license is not None:
+        notice = _license_notice(built.manifest.license, str(built.manifest.source))
+        (folder / LICENSE_FILE).write_text(notice, "utf-8")
+    files = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+    manifest = built.manifest.model_copy(update={"files": files})
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
+
+
+def _license_notice(license_id: str, source: str) -> str:
+    """What stands in for a licence file that the source has not: a copy has to name its terms."""
+    text = f"Source: {source}\nSPDX-License-Identifier: {license_id}\n"
+    if not license_id.startswith("LicenseRef-"):
+        text += f"License text: https://spdx.org/licenses/{license_id}.html\n"
+    return text + (
+        "\nThe weights in this folder are those of the source, changed in form only: they were\n"
+        "converted to an ONNX graph. The source carries no licence file; the identifier is the\n"
+        "one that its model card or its exporter gives.\n"
+    )
+
+
+def _verify(folder: Path) -> None:
+    """Read everything back.
+
+    Raises:
+        ExportError: the graph is not valid, or a file is not what the manifest says.
+    """
+    try:
+        onnx.checker.check_model(str(folder / MODEL_FILE), full_check=True)
+        manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the graph that was written is not valid: {error}") from error
+    except ValidationError as error:
+        raise ExportError(f"the manifest that was written is not valid: {error}") from error
+    for name, checksum in manifest.files.items():
+        if sha256(folder / name) != checksum:
+            raise ExportError(f"{name} was not written as intended: is the disk sound?")
+
+
+def _put(folder: Path, target: Path, *, force: bool) -> None:
+    """Rename a finished folder to its target, or swap it for the one that is there."""
+    if not target.exists():
+        folder.rename(target)  # fails where another export was faster, and then nothing is lost
+        return
+    if not force:
+        raise _exists(target)
+    old = folder.with_name(f"{folder.name}.old")
+    target.rename(old)
+    try:
+        folder.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

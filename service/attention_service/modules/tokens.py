@@ -1,0 +1,121 @@
+"""Text → tokens, with what a person needs to read an attention map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import tokenizers
+
+from attention_service.modules.manifest import TOKENIZER_FILE
+from attention_wire.problems import Code, ProblemError
+from attention_wire.tensors import Array
+
+
+# Far more than words have; past it a text is refused before it is tokenized.
+_MOST_CHARACTERS_A_TOKEN = 1000
+
+
+class TokenizerError(Exception):
+    """A tokenizer file cannot be read; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One tokenized text, or pair of texts, of L tokens.
+
+    Attributes:
+        ids: int64 ``[L]``.
+        type_ids: int64 ``[L]``, which of a pair, as the model wants it.
+        fields: the answer's fields about tokens.
+    """
+
+    ids: Array
+    type_ids: Array
+    fields: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Tokenizer:
+    """The tokenizer of a text module.
+
+    Truncation and padding that the file carries are switched off: they were chosen for some
+    other use, and would silently change which tokens are attended to.
+    """
+
+    FILE: ClassVar[str] = TOKENIZER_FILE
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def open(cls, folder: Path) -> Tokenizer:
+        """Read the ``tokenizer.json`` of a module folder.
+
+        Raises:
+            TokenizerError: it is not one that the tokenizers library reads.
+        """
+        try:
+            text = (folder / cls.FILE).read_text(encoding="utf-8")
+            tokenizer = tokenizers.Tokenizer.from_str(text)
+        except (OSError, ValueError) as error:
+            raise TokenizerError(f"{cls.FILE} cannot be read: {error}") from error
+        return cls(tokenizer)
+
+    def encode(
+        self, text: str, pair: str | None, max_length: int | None, *, truncate: bool, place: str
+    ) -> Tokens:
+        """Tokenize a text, or a pair of texts, with the special tokens of the model.
+
+        Args:
+            text: any text, the empty one included.
+            pair: the second text; None for a single text.
+            max_length: most tokens that the model takes, special ones included.
+            truncate: cut what is too long, the longer text of a pair first.
+            place: the field of the text, for messages.
+
+        Raises:
+            ProblemError: ``text_too_long``, with both numbers.
+        """
+        characters = len(text) + len(pair or "")
+        if max_length is not None and characters > _MOST_CHARACTERS_A_TOKEN * max_length:
+            raise ProblemError.of_field(
+                place,
+                f"has {characters} characters, too many for the {max_length} tokens that the "
+                "module takes; send a shorter text",
+                Code.TEXT_TOO_LONG,
+            )
+        encoding = self._tokenizer.encode(text, pair)
+        if max_length is not None and len(encoding) > max_length:
+            if not truncate:
+                raise ProblemError.of_field(
+                    place,
+                    f"has {len(encoding)} tokens where the module takes {max_length}, special "
+                    'tokens included; send a shorter text, or "truncate": true',
+                    Code.TEXT_TOO_LONG,
+                )
+            encoding = self._encode_cut(text, pair, max_length)
+        return Tokens(
+            ids=np.array(encoding.ids, np.int64),
+            type_ids=np.array(encoding.type_ids, np.int64),
+            fields={
+                "tokens": encoding.tokens,
+                "token_ids": encoding.ids,
+                "offsets": encoding.offsets,
+                "word_ids": encoding.word_ids,
+                "special_tokens_mask": encoding.special_tokens_mask,
+                "segments": encoding.sequence_ids,
+            },
+        )
+
+    def _encode_cut(self, text: str, pair: str | None, max_length: int) -> tokenizers.Encoding:
+        # A copy, since the setting belongs to the tokenizer and other threads encode too.
+        cutter = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        cutter.enable_truncation(max_length)
+        return cutter.encode(text, pair)

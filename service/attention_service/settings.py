@@ -1,0 +1,89 @@
+"""The settings of the service: one frozen object, the only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from attention_service import resources
+
+MEBIBYTE = 2**20
+ProviderName: TypeAlias = Literal[
+    "auto", "cpu", "cuda", "tensorrt", "rocm", "migraphx", "openvino", "dnnl", "coreml", "directml"
+]
+
+
+def default_modules() -> Path:
+    """The module folder in the user's cache, as the XDG base directories have it."""
+    cache = os.environ.get("XDG_CACHE_HOME", "").strip()
+    base = Path(cache) if cache else Path.home() / ".cache"
+    return base / "attention-service" / "modules"
+
+
+class Settings(BaseSettings):
+    """What the service is started with.
+
+    Each field is also read from a variable: ``port`` from ``ATTENTION_PORT``.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="ATTENTION_", frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Another than loopback is warned of while there are no keys."""
+
+    port: int = Field(default=8080, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+
+    modules: Path = Field(default_factory=default_modules)
+    """Folder of the learned modules, one folder each."""
+
+    text_module: str | None = None
+    """Text module of calls that name none; by default the only one there is."""
+
+    provider: ProviderName = "auto"
+    """Execution provider of ONNX Runtime; ``auto`` takes the fastest that is installed."""
+
+    threads: int = Field(default_factory=resources.cpu_count, ge=1)
+    """Intra-op threads of a session; by default what the cgroup's cpu.max allows."""
+
+    root_path: str = ""
+    """Path prefix that a proxy takes off before it forwards."""
+
+    max_body_bytes: int = Field(default=256 * MEBIBYTE, ge=1024)
+    """Largest request body, after decompression too."""
+
+    max_answer_bytes: int = Field(default=256 * MEBIBYTE, ge=1024)
+    """Largest answer; its upper bound is known before anything is computed."""
+
+    memory_budget_bytes: int = Field(
+        default_factory=lambda: resources.memory_bytes() // 2, ge=MEBIBYTE
+    )
+    """Memory that calls may take together; by default half of what the cgroup allows."""
+
+    max_running: int = Field(default=2, ge=1)
+    """Calls that compute at once; two let a small one pass beside a large one."""
+
+    max_waiting: int = Field(default=256, ge=0)
+    """Calls that may wait for their turn; one more is answered 429."""
+
+    drain_delay: float = Field(default=5.0, ge=0)
+    """Seconds between SIGTERM, when readiness ends, and the end of listening."""
+
+    api_keys_file: Path | None = None
+    """File of the keys that callers must send."""
+
+    @field_validator("api_keys_file")
+    @classmethod
+    def _no_keys_yet(cls, value: Path | None) -> Path | None:
+        if value is not None:  # ignoring it would leave open what the operator meant to close
+            raise ValueError("keys are not supported by this version; leave it unset")
+        return value
+
+    @field_validator("root_path")
+    @classmethod
+    def _no_slash_at_the_end(cls, value: str) -> str:
+        return value.rstrip("/")

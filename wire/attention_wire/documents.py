@@ -1,0 +1,159 @@
+"""Strict JSON: what a lenient parser lets pass is refused here.
+
+``orjson`` is fast and keeps the last of two equal names, so a request with a duplicate
+field would be answered as if the first had never been sent. The checks below count names
+and brackets in the text outside of its strings, which costs a small part of the parsing,
+and only a document that fails the count is read again, slowly, to name the culprit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+
+from attention_wire.problems import Code, FieldProblem, Loc, ProblemError, dotted
+
+MAX_DEPTH = 64
+
+# Possessive, so that a long string leaves no state to go back to.
+_ESCAPED_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_LITERALS = (b"true", b"false", b"null")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Document(NamedTuple):
+    """A parsed JSON text.
+
+    Attributes:
+        value: the Python value.
+        only_numbers: true when no list in it holds a string, a boolean or null, so that a
+            tensor's list needs no look at its elements one by one.
+    """
+
+    value: Any
+    only_numbers: bool
+
+
+def parse(text: bytes | bytearray | memoryview, max_depth: int = MAX_DEPTH) -> Document:
+    """Parse JSON text strictly.
+
+    Args:
+        text: UTF-8 JSON, one value.
+        max_depth: how many arrays and objects may be open at once.
+
+    Raises:
+        ProblemError: ``malformed_json``, ``too_deep``, ``duplicate_field``, or
+            ``invalid_field`` for a string with a lone surrogate.
+    """
+    raw = text if isinstance(text, bytes) else bytes(text)
+    bare = _without_strings(raw)
+    if bare.count(b"[") + bare.count(b"{") > max_depth:
+        _check_depth(bare, max_depth)
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise _malformed(raw, bare, error) from None
+    tally = _Tally()
+    tally.visit(value)
+    if bare.count(b":") != tally.names or bare.count(b"{") != tally.objects:
+        _check_duplicates(raw)
+    literals = sum(bare.count(word) for word in _LITERALS)
+    strings = bare.count(b'"') - tally.names
+    return Document(value, literals == tally.literals and strings == tally.strings)
+
+
+def _without_strings(raw: bytes) -> bytes:
+    """The text with every string replaced by one quotation mark."""
+    if b"\\" in raw:
+        return _ESCAPED_STRING.sub(b'"', raw)
+    return b'"'.join(raw.split(b'"')[::2])
+
+
+def _check_depth(bare: bytes, max_depth: int) -> None:
+    brackets = np.frombuffer(bare.translate(None, _NOT_BRACKETS), np.uint8)
+    steps = np.where((brackets == ord("[")) | (brackets == ord("{")), np.int8(1), np.int8(-1))
+    if steps.cumsum(dtype=np.int32).max() > max_depth:
+        raise ProblemError(
+            Code.TOO_DEEP,
+            f"The JSON is nested deeper than {max_depth} levels. "
+            "A tensor needs one level for each of its dimensions.",
+        )
+
+
+class _Tally:
+    """Counts what a document's objects hold, going into lists only where objects are."""
+
+    def __init__(self) -> None:
+        self.names = self.objects = self.literals = self.strings = 0
+
+    def visit(self, value: object) -> None:
+        if isinstance(value, dict):
+            self.objects += 1
+            self.names += len(value)
+            for item in value.values():
+                self.visit(item)
+        elif isinstance(value, bool) or value is None:
+            self.literals += 1
+        elif isinstance(value, str):
+            self.strings += 1
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for item in value:
+                self.visit(item)
+
+
+def _check_duplicates(raw: bytes) -> None:
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            twice = [name for name, count in counts.items() if count > 1]
+            raise ProblemError(
+                Code.DUPLICATE_FIELD,
+                f"Given more than once: {', '.join(twice)}. Send each field once.",
+                [FieldProblem(loc=(name,), msg="given more than once") for name in twice],
+            )
+        return result
+
+    json.loads(raw, object_pairs_hook=once)
+
+
+def _malformed(raw: bytes, bare: bytes, error: orjson.JSONDecodeError) -> ProblemError:
+    if "surrogate" in str(error) and (loc := _lone_surrogate(raw)) is not None:
+        return ProblemError.of_field(
+            loc,
+            "holds a lone surrogate (half of a UTF-16 pair), which is no character; "
+            "send the whole pair, or the character itself in UTF-8",
+        )
+    cure = ""
+    if b"NaN" in bare or b"Infinity" in bare:
+        cure = ' Write non-finite numbers as the strings "NaN", "Infinity" and "-Infinity".'
+    elif not raw.strip():
+        cure = " The body is empty: send a JSON object."
+    return ProblemError(Code.MALFORMED_JSON, f"The body is not valid JSON: {error}.{cure}")
+
+
+def _lone_surrogate(raw: bytes) -> Loc | None:
+    """Where the first string with a lone surrogate is, or None if the text has other faults."""
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        return None
+    pending: list[tuple[Loc, object]] = [((), value)]
+    while pending:
+        loc, item = pending.pop()
+        if isinstance(item, str) and _SURROGATE.search(item):
+            return loc
+        if isinstance(item, dict):
+            names = [name for name in item if _SURROGATE.search(name)]
+            if names:
+                return (*loc, dotted((names[0].encode("ascii", "backslashreplace").decode(),)))
+            pending += [((*loc, name), child) for name, child in item.items()]
+        elif isinstance(item, list):
+            pending += [((*loc, index), child) for index, child in enumerate(item)]
+    return None

@@ -1,0 +1,153 @@
+"""The safetensors layout, read as views of the body and written as buffers.
+
+Layout (https://github.com/huggingface/safetensors): eight bytes with the header's length,
+little-endian; the header, a JSON object of ``name → {dtype, shape, data_offsets}`` and
+``__metadata__``; then the tensors' bytes. Ours rather than the library's, since that one
+copies every tensor and knows no bfloat16 in numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+
+from attention_wire import documents
+from attention_wire.problems import Code, ProblemError, TensorError
+from attention_wire.tensors import (
+    DTYPES,
+    Array,
+    Buffer,
+    as_bytes,
+    check_shape,
+    dtype_name,
+    from_bytes,
+)
+
+_NAMES = {
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+    "bool": "BOOL",
+    "int32": "I32",
+    "int64": "I64",
+}
+_DTYPES = {theirs: DTYPES[ours] for ours, theirs in _NAMES.items()}
+_LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 16 * 2**20
+
+
+def read(body: Buffer) -> tuple[dict[str, Array], dict[str, str]]:
+    """The tensors and the metadata of a safetensors body.
+
+    Args:
+        body: the whole body. Tensors that lie aligned in it are views of it, others copies.
+
+    Raises:
+        ProblemError: ``malformed_tensor`` where lengths, offsets, dtypes or shapes do not
+            fit, with the tensor's name; ``malformed_json`` or ``duplicate_field`` for the header.
+    """
+    view = memoryview(body).cast("B")
+    header, start = _header(view)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _malformed("__metadata__ must be an object of strings")
+    data = view[start:]
+    tensors: dict[str, Array] = {}
+    end = 0
+    entries = {name: _entry(name, entry) for name, entry in header.items()}
+    for name, (dtype, shape, begin, stop) in sorted(entries.items(), key=lambda e: e[1][2:]):
+        if begin != end or stop < begin:
+            raise _malformed(
+                f"tensor {name!r}: data_offsets [{begin}, {stop}] must begin at {end}, where the "
+                "tensor before ends: no holes, no overlaps",
+                name,
+            )
+        if stop > len(data):
+            raise _malformed(
+                f"tensor {name!r}: data_offsets end at {stop}, past the {len(data)} bytes of data",
+                name,
+            )
+        tensors[name] = _tensor(name, data[begin:stop], dtype, shape)
+        end = stop
+    if end != len(data):
+        raise _malformed(f"{len(data) - end} bytes follow the last tensor")
+    return tensors, metadata
+
+
+def _header(view: memoryview) -> tuple[dict[str, Any], int]:
+    if len(view) < _LENGTH_BYTES:
+        raise _malformed(f"the body has {len(view)} bytes; its header's length alone takes 8")
+    length = int.from_bytes(view[:_LENGTH_BYTES], "little")
+    start = _LENGTH_BYTES + length
+    if length > MAX_HEADER_BYTES or start > len(view):
+        raise _malformed(
+            f"the first 8 bytes name a header of {length} bytes, but the body has {len(view)} "
+            f"and a header at most {MAX_HEADER_BYTES}"
+        )
+    header = documents.parse(view[_LENGTH_BYTES:start]).value
+    if not isinstance(header, dict):
+        raise _malformed("the header must be a JSON object")
+    return header, start
+
+
+def _entry(name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(stop)]}:
+            if len(entry) > 3:
+                raise _malformed(f"tensor {name!r}: unknown fields in its header entry", name)
+            if dtype not in _DTYPES:
+                raise _malformed(
+                    f"tensor {name!r}: unknown dtype {dtype!r:.40}; known are {', '.join(_DTYPES)}",
+                    name,
+                    Code.INVALID_TENSOR,
+                )
+            try:
+                return _DTYPES[dtype], check_shape(shape, _DTYPES[dtype]), begin, stop
+            except TensorError as error:
+                raise _malformed(f"tensor {name!r}: {error}", name, Code.INVALID_TENSOR) from None
+        case _:
+            raise _malformed(
+                f"tensor {name!r}: its header entry must hold dtype, shape and two data_offsets",
+                name,
+            )
+
+
+def _tensor(name: str, raw: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    try:
+        return from_bytes(raw, dtype, shape)
+    except TensorError as error:
+        raise _malformed(f"tensor {name!r}: {error}", name) from None
+
+
+def _malformed(
+    detail: str, field: str | None = None, code: Code = Code.MALFORMED_TENSOR
+) -> ProblemError:
+    if field is not None:
+        return ProblemError.of_field(field, f"safetensors: {detail}", code)
+    return ProblemError(code, f"safetensors: {detail}.")
+
+
+def write(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> list[Buffer]:
+    """A safetensors body as several buffers: the header, then each tensor's bytes.
+
+    Tensors are laid out by falling alignment, as the format asks, and the header is padded,
+    so that a reader can view each one in place.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, array in ordered:
+        begin, end = end, end + array.nbytes
+        header[name] = {
+            "dtype": _NAMES[dtype_name(array)],
+            "shape": list(array.shape),
+            "data_offsets": [begin, end],
+        }
+    text = orjson.dumps(header)
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    length = len(text).to_bytes(_LENGTH_BYTES, "little")
+    return [length + text, *(as_bytes(array) for _, array in ordered if array.nbytes)]
