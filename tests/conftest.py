@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import uvicorn
+from safetensors.numpy import save_file
 
 from attention_service.api.app import create_app
 from attention_service.attention.engine import Engine
@@ -41,7 +43,27 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export(GOLDENS / "multi_head_nobias.safetensors", "mha-nobias", folder, num_heads=3)
     export(GOLDENS / "multi_head_kdim.safetensors", "mha-kdim", folder, num_heads=2)
     export(GOLDENS / "multi_head_kdim_nobias.safetensors", "mha-kdim-nobias", folder, num_heads=2)
+    export(
+        _tiny_module(folder.with_name("tiny") / "weights.safetensors"),
+        "example",
+        folder,
+        num_heads=2,
+    )
     return folder
+
+
+def _tiny_module(path: Path) -> Path:
+    """The state dict of an ``nn.MultiheadAttention(8, 2)``, as the documented examples want it."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "in_proj_weight": (24, 8),
+        "in_proj_bias": (24,),
+        "out_proj.weight": (8, 8),
+        "out_proj.bias": (8,),
+    }
+    path.parent.mkdir()
+    save_file({n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}, path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from pydantic import BaseModel
 
 from attention_client._arrays import mask, plain, tensor
-from attention_client._protocol import Answer, Call, Request, parse_server_timing
+from attention_client._messages import Answer, Request, parse_server_timing
+from attention_client._protocol import Call
 from attention_client._settings import check_timeout
 from attention_client.errors import (
     AttentionError,
@@ -118,6 +119,7 @@ def text_attention(
         "truncate": truncate or None,
         "return": _return(return_),
     }
+    chosen = fields["layers"], fields["heads"]
     texts = [text] if isinstance(text, str) else list(text)
     pairs: Sequence[str | None]
     if isinstance(text_pair, str) or text_pair is None:
@@ -126,7 +128,7 @@ def text_attention(
         pairs = list(text_pair)
 
     def parse(answer: Answer) -> TextAttention | list[TextAttention]:
-        results = _text_results(answer, texts, pairs)
+        results = _text_results(answer, texts, pairs, chosen)
         return results[0] if isinstance(text, str) else results
 
     return Call(_post("/v1/text/attention", fields), parse, _seconds(timeout))
@@ -247,7 +249,10 @@ def _attention_result(answer: Answer) -> AttentionResult:
 
 
 def _text_results(
-    answer: Answer, texts: Sequence[str], pairs: Sequence[str | None]
+    answer: Answer,
+    texts: Sequence[str],
+    pairs: Sequence[str | None],
+    chosen: tuple[list[int] | None, list[int] | None],
 ) -> list[TextAttention]:
     read = _read(TextAnswer, answer)
     if not len(read.results) == len(texts) == len(pairs):
@@ -262,10 +267,21 @@ def _text_results(
             server_timing=timing,
             text=text,
             text_pair=pair,
+            layers=_numbers(chosen, result, 0),
+            heads=_numbers(chosen, result, 1),
             **{name: getattr(result, name) for name in _TOKEN_FIELDS},
         )
         for result, text, pair in zip(read.results, texts, pairs, strict=True)
     ]
+
+
+def _numbers(
+    chosen: tuple[list[int] | None, list[int] | None], result: TextResult, axis: int
+) -> list[int]:
+    """The numbers of the layers or heads along an axis of a result's weights."""
+    if result.weights is None:
+        return []
+    return chosen[axis] or list(range(result.weights.shape[axis]))
 
 
 _TOKEN_FIELDS = (

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from attention_client import _calls
 from attention_client._calls import Indices, ReturnSpec, Texts
-from attention_client._protocol import Answer, Attempt, Call, Exchange, Outcome, Pause
+from attention_client._messages import Answer
+from attention_client._protocol import Attempt, Call, Done, Exchange, Outcome
 from attention_client._settings import Settings
 from attention_client._transport import arguments, errors_mapped, small_content
 from attention_client.errors import AttentionError
@@ -164,6 +165,7 @@ class AttentionClient:
             AttentionError: whatever else goes wrong; see ``attention_client.errors``.
 
         Example:
+            >>> import numpy as np
             >>> module = client.module("mha")
             >>> query = np.ones((1, 3, module.embed_dim), np.float32)
             >>> result = client.module_attention("mha", query)
@@ -277,8 +279,8 @@ class AttentionClient:
             AttentionError: whatever goes wrong; see ``attention_client.errors``.
 
         Example:
-            >>> [module.name for module in client.modules().modules]
-            ['all-MiniLM-L6-v2', 'mha']
+            >>> [module.name for module in client.modules().modules if module.kind == "text"]
+            ['all-MiniLM-L6-v2']
         """
         return self._run(_calls.modules())
 
@@ -321,10 +323,8 @@ class AttentionClient:
         """
         return self._run(_calls.ready())
 
-    def with_options(
-        self, *, timeout: float | None = None, max_retries: int | None = None
-    ) -> Self:
-        """This client with another patience; both share connections, which stay this one's.
+    def with_options(self, *, timeout: float | None = None, max_retries: int | None = None) -> Self:
+        """The same client with another patience; the connections are shared, and stay this one's.
 
         Raises:
             ConfigurationError: a number is out of its range.
@@ -365,9 +365,11 @@ class AttentionClient:
 
     def _run(self, call: Call[T]) -> T:
         exchange = Exchange(call, self._settings.policy)
-        while isinstance(verdict := exchange.judge(self._send(exchange.attempt())), Pause):
+        while True:
+            verdict = exchange.judge(self._send(exchange.attempt()))
+            if isinstance(verdict, Done):
+                return verdict.value
             time.sleep(verdict.seconds)
-        return verdict.value
 
     def _send(self, attempt: Attempt) -> Outcome:
         content = small_content(attempt)

@@ -1,13 +1,15 @@
-"""The protocol without I/O: requests to send, answers to read, repetitions to decide.
+"""The protocol without I/O: what to send when, and what an answer means for the call.
 
 A :class:`Call` says what to ask and how to read the answer. An :class:`Exchange` carries
 one call through its attempts; it is driven by a client, which does nothing but send,
 receive and sleep::
 
     exchange = Exchange(call, policy)
-    while isinstance(verdict := exchange.judge(send(exchange.attempt())), Pause):
+    while True:
+        verdict = exchange.judge(send(exchange.attempt()))
+        if isinstance(verdict, Done):
+            return verdict.value
         sleep(verdict.seconds)
-    return verdict.value
 
 Attention is stateless, so each call is safe to repeat.
 """
@@ -17,25 +19,17 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
 from typing import Generic, TypeAlias, TypeVar
 
-from pydantic import ValidationError
-
+from attention_client._messages import Answer, Request, error_of
 from attention_client.errors import (
     ApiError,
     AttentionError,
     ConnectionFailedError,
     DeadlineExceededError,
-    api_error,
 )
-from attention_wire import bodies
-from attention_wire.bodies import Body
-from attention_wire.problems import ProblemDetails
-from attention_wire.tensors import Buffer
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -67,38 +61,21 @@ class Policy:
     random: Callable[[], float] = field(default=random.random, repr=False)
 
 
-# --- What goes out ---------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class Request:
-    """One HTTP request, without the service's address.
+class Call(Generic[T_co]):
+    """What to ask the service, and what its answer means.
 
     Attributes:
-        method: the HTTP method.
-        path: absolute, escaped, without a prefix.
-        accept: the media type that the answer should have.
-        body: what to send, if anything.
+        request: what is sent.
+        parse: makes the result of a good answer.
+        timeout: seconds, in place of the client's own timeout.
+        recover: makes a result of an error, or raises it. Such a call is never repeated.
     """
 
-    method: str
-    path: str
-    accept: str
-    body: Body | None = None
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The headers that belong to this request whoever sends it."""
-        headers = {"Accept": self.accept}
-        if self.body is not None:
-            headers["Content-Type"] = self.body.media_type
-            headers["Content-Length"] = str(self.body_bytes)
-        return headers
-
-    @property
-    def body_bytes(self) -> int:
-        """The length of the body."""
-        return sum(map(len, self.body.buffers)) if self.body is not None else 0
+    request: Request
+    parse: Callable[[Answer], T_co]
+    timeout: float | None = None
+    recover: Callable[[AttentionError], T_co] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,8 +95,10 @@ class Attempt:
         return {**self.request.headers, "X-Request-Timeout": f"{max(left, 0.001):.3f}"}
 
     def check(self) -> None:
-        """Raises:
-        DeadlineExceededError: no time is left.
+        """Go on only in time.
+
+        Raises:
+            DeadlineExceededError: no time is left.
         """
         if self.left() <= 0:
             raise self.too_late()
@@ -139,51 +118,6 @@ class Attempt:
             for start in range(0, len(view), PIECE_BYTES):
                 self.check()
                 yield bytes(view[start : start + PIECE_BYTES])
-
-
-# --- What comes back -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An HTTP answer, whole.
-
-    Attributes:
-        status: the HTTP status.
-        headers: names in lower case.
-        body: decoded of any Content-Encoding.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    body: Buffer
-
-    @property
-    def media_type(self) -> str:
-        """The content type without its parameters."""
-        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-    @property
-    def request_id(self) -> str | None:
-        """What the service's logs call this request."""
-        return self.headers.get("x-request-id")
-
-
-@dataclass(frozen=True)
-class Call(Generic[T_co]):
-    """What to ask the service, and what its answer means.
-
-    Attributes:
-        request: what is sent.
-        parse: makes the result of a good answer.
-        timeout: seconds, in place of the client's own timeout.
-        recover: makes a result of an error, or raises it. Such a call is never repeated.
-    """
-
-    request: Request
-    parse: Callable[[Answer], T_co]
-    timeout: float | None = None
-    recover: Callable[[AttentionError], T_co] | None = None
 
 
 @dataclass(frozen=True)
@@ -247,9 +181,7 @@ class Exchange(Generic[T]):
         raise error
 
 
-def retry_delay(
-    error: AttentionError, attempts: int, left: float, policy: Policy
-) -> float | None:
+def retry_delay(error: AttentionError, attempts: int, left: float, policy: Policy) -> float | None:
     """Seconds to wait before the next attempt, or None to give up.
 
     The delay is drawn from 0 to a bound that doubles from 0.5 to 8 s, and is never shorter
@@ -273,80 +205,3 @@ def _is_passing(error: AttentionError) -> bool:
     if isinstance(error, ApiError):
         return error.status in RETRIED_STATUSES
     return isinstance(error, ConnectionFailedError)
-
-
-# --- Errors and headers ----------------------------------------------------------------
-
-
-def error_of(answer: Answer, now: float) -> ApiError:
-    """The error that an answer stands for, whoever wrote it."""
-    problem = _problem(answer) or _foreign_problem(answer)
-    known = {
-        "status": answer.status,  # a proxy may have replaced it
-        "request_id": problem.request_id or answer.request_id,
-    }
-    retry_after = parse_retry_after(answer.headers.get("retry-after"), now)
-    return api_error(problem.model_copy(update=known), retry_after)
-
-
-def _problem(answer: Answer) -> ProblemDetails | None:
-    if answer.media_type not in {bodies.PROBLEM, bodies.JSON}:
-        return None
-    try:
-        return ProblemDetails.model_validate_json(bytes(answer.body))
-    except ValidationError:
-        return None
-
-
-def _foreign_problem(answer: Answer) -> ProblemDetails:
-    """A problem for an answer of something else on the way, such as a proxy."""
-    try:
-        title = HTTPStatus(answer.status).phrase
-    except ValueError:
-        title = "Unknown status"
-    if answer.status < 400:
-        place = answer.headers.get("location", "nowhere")
-        detail = f"{title}: redirected to {place}; give the address of the service itself"
-    else:
-        start = bytes(answer.body[:400]).decode("utf-8", "replace")
-        shown = " ".join(start.split())[:200]
-        kind = answer.media_type or "no content type"
-        detail = f"{title}; the answer ({kind}) is no problem document: {shown!r}"
-    return ProblemDetails(
-        type="about:blank", title=title, status=answer.status, detail=detail, code="unknown"
-    )
-
-
-def parse_retry_after(value: str | None, now: float) -> float | None:
-    """Seconds of a ``Retry-After`` header, a number or a date; None if it says nothing.
-
-    Args:
-        value: the header.
-        now: the time of day, in seconds since 1970.
-    """
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - now
-        except ValueError:
-            return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
-
-
-def parse_server_timing(value: str) -> dict[str, float]:
-    """Phase → milliseconds of a ``Server-Timing`` header; what has no duration is left out."""
-    timing = {}
-    for entry in value.split(","):
-        name, *parameters = (part.strip() for part in entry.split(";"))
-        for parameter in parameters:
-            key, _, text = parameter.partition("=")
-            try:
-                milliseconds = float(text.strip().strip('"'))
-            except ValueError:
-                continue
-            if key.strip().lower() == "dur" and name:
-                timing[name] = milliseconds
-    return timing

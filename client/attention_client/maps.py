@@ -69,7 +69,7 @@ def attention_map(
         the ██··   → the 0.90
         cat ▓▓▓▓   → the 0.50
         sat     ██ → sat 1.00
-        ·· ≥ 0.04  ░░ ≥ 0.12  ▒▒ ≥ 0.30  ▓▓ ≥ 0.55  ██ ≥ 0.80
+        ·· ≥ 0.08  ░░ ≥ 0.2  ▒▒ ≥ 0.4  ▓▓ ≥ 0.6  ██ ≥ 0.8
     """
     keys = tokens if key_tokens is None else key_tokens
     matrix = np.asarray(weights, np.float64)

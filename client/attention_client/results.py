@@ -107,6 +107,8 @@ class TextAttention(Returned):
         word_ids: the word that each token belongs to; None for special tokens.
         special_tokens_mask: 1 for tokens that stand in no text, such as ``[CLS]``.
         segments: 0 for a token of the text, 1 of the pair; None for special tokens.
+        layers: the number in the model of each layer of ``weights``.
+        heads: the number in the model of each head of ``weights``.
 
     Example:
         >>> result = client.text_attention("The cat sat.")
@@ -126,6 +128,8 @@ class TextAttention(Returned):
     word_ids: list[int | None]
     special_tokens_mask: list[int]
     segments: list[int | None]
+    layers: list[int]
+    heads: list[int]
 
     def head(self, layer: int, head: int) -> Array:
         """The weights of one head, [L, L]: rows are queries, columns are keys.
@@ -167,17 +171,16 @@ class TextAttention(Returned):
         Example:
             >>> result = client.text_attention("The cat sat.")
             >>> print(result.map(layer=0))
-            layer 0 of those returned, mean of 12 heads; rows: queries, columns: keys
+            layer 0, mean of 12 heads; rows: queries, columns: keys
             ...
             [SEP] ...
         """
         weights = self._selected(layer, head)
-        layers, heads = weights.shape[:2]
         return attention_map(
             self.tokens,
             weights.mean((0, 1), dtype=np.float64),
             special=self.special_tokens_mask,
-            caption=f"{_chosen('layer', layer, layers)}, {_chosen('head', head, heads)}",
+            caption=f"{_chosen('layer', layer, self.layers)}, {_chosen('head', head, self.heads)}",
         )
 
     def _selected(self, layer: int | None, head: int | None) -> Array:
@@ -201,7 +204,8 @@ class TextAttention(Returned):
         return self.map() if "weights" in self.arrays else repr(self)
 
 
-def _chosen(name: str, index: int | None, count: int) -> str:
-    if index is not None:
-        return f"{name} {index} of those returned"
-    return f"mean of {count} {name}s" if count > 1 else f"one {name}"
+def _chosen(name: str, index: int | None, numbers: list[int]) -> str:
+    """Which layer or head of the model is drawn."""
+    if index is None and len(numbers) > 1:
+        return f"mean of {len(numbers)} {name}s"
+    return f"{name} {numbers[index or 0]}"

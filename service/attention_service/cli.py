@@ -15,8 +15,6 @@ from rich.table import Table
 from attention_service.api.server import serve as run_server
 from attention_service.attention.check import check_provider
 from attention_service.attention.engine import Engine, EngineError
-from attention_service.modules.exporters import ExportError
-from attention_service.modules.exporters import export as export_module
 from attention_service.modules.repository import Repository
 from attention_service.settings import Settings
 
@@ -106,6 +104,14 @@ def export(
     force: Annotated[bool, typer.Option(help="Replace a module of that name")] = False,
 ) -> None:
     """Make a module of a BERT-family model or of PyTorch's nn.MultiheadAttention."""
+    # Here, for its libraries take as long to load as all the rest of a start.
+    from attention_service.modules.exporters import (  # noqa: PLC0415
+        ExportError,
+    )
+    from attention_service.modules.exporters import (
+        export as export_module,
+    )
+
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     try:
         with Progress(*columns, console=_err) as progress:

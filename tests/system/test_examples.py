@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import REPOSITORY, run, serving
+
+from tests.system.harness import REPOSITORY, run, serving
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")
-def url(text_modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(text_modules, tmp_path_factory.mktemp("examples") / "service.log") as service:
+def url(modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(modules, tmp_path_factory.mktemp("examples") / "service.log") as service:
         yield service.url
 
 

@@ -16,7 +16,17 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from harness import REPOSITORY, Service, free_port, run, running, serving, stop, wait_until_ready
+
+from tests.system.harness import (
+    REPOSITORY,
+    Service,
+    free_port,
+    run,
+    running,
+    serving,
+    stop,
+    wait_until_ready,
+)
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
@@ -76,17 +86,15 @@ def deployed(modules: Path, folder: Path) -> Iterator[Deployment]:
 
 
 @pytest.fixture(scope="module")
-def deployment(
-    text_modules: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Deployment]:
-    with deployed(text_modules, tmp_path_factory.mktemp("haproxy")) as deployment:
+def deployment(modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with deployed(modules, tmp_path_factory.mktemp("haproxy")) as deployment:
         yield deployment
 
 
 @pytest.fixture
-def failing_deployment(text_modules: Path, tmp_path: Path) -> Iterator[Deployment]:
+def failing_deployment(modules: Path, tmp_path: Path) -> Iterator[Deployment]:
     """One whose replicas the test may stop."""
-    with deployed(text_modules, tmp_path) as deployment:
+    with deployed(modules, tmp_path) as deployment:
         yield deployment
 
 

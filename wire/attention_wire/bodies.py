@@ -83,7 +83,7 @@ def _place(values: dict[str, Any], name: str, array: Array) -> None:
     *parents, last = name.split(".")
     target: Any = values
     for part in parents:
-        if isinstance(target, list) and part.isdecimal() and int(part) < len(target):
+        if isinstance(target, list) and part in map(str, range(len(target))):
             target = target[int(part)]
         elif isinstance(target, dict):
             target = target.setdefault(part, {})

@@ -20,8 +20,9 @@ from attention_wire.problems import Code, FieldProblem, Loc, ProblemError, dotte
 
 MAX_DEPTH = 64
 
-# Possessive, so that a long string leaves no state to go back to.
-_ESCAPED_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+# Possessive, so that a long string leaves no state to go back to; its end may be missing, so
+# that a text which breaks off inside one is not searched again from each escaped quote.
+_ESCAPED_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _LITERALS = (b"true", b"false", b"null")
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -129,9 +129,7 @@ def _indices(value: object) -> Literal["all"] | list[int]:
 
 TextInput: TypeAlias = Annotated[
     str | list[str],
-    PlainValidator(
-        _text, json_schema_input_type=str | Annotated[list[str], Field(min_length=1)]
-    ),
+    PlainValidator(_text, json_schema_input_type=str | Annotated[list[str], Field(min_length=1)]),
 ]
 Indices: TypeAlias = Annotated[
     Literal["all"] | list[int],

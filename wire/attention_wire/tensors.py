@@ -146,8 +146,7 @@ def from_bytes(raw: Buffer, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Arr
     expected = math.prod(shape) * dtype.itemsize
     if len(raw) != expected:
         raise MalformedTensor(
-            f"data holds {len(raw)} bytes, but {dtype.name} of shape {list(shape)} "
-            f"takes {expected}"
+            f"data holds {len(raw)} bytes, but {dtype.name} of shape {list(shape)} takes {expected}"
         )
     if dtype.kind == "b" and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
         raise MalformedTensor("a bool is a byte of 0 or 1; data holds other bytes")
@@ -159,8 +158,7 @@ def _from_list(value: list[Any], dtype: np.dtype[Any] | None, *, only_numbers: b
     if only_numbers and (dtype is None or dtype.kind not in "bi"):
         target = dtype or FLOAT_DTYPES["float32"]
         try:
-            with np.errstate(over="ignore"):
-                return np.array(value, target)
+            return _array(value, target)
         except (ValueError, TypeError, OverflowError):
             pass  # ragged, or an integer past every float: the careful way says where
     shape, flat = _flatten(value)
@@ -181,10 +179,13 @@ def _flatten(value: list[Any]) -> tuple[tuple[int, ...], list[Any]]:
 
 
 def _ragged(items: list[Any], shape: list[int]) -> str:
+    def length(item: object) -> int:
+        return len(item) if isinstance(item, list) else -1
+
     def size(item: object) -> str:
         return f"{len(item)} elements" if isinstance(item, list) else _kind(item)
 
-    odd = next(i for i, item in enumerate(items) if size(item) != size(items[0]))
+    odd = next(i for i, item in enumerate(items) if length(item) != length(items[0]))
     where = "".join(f"[{index}]" for index in np.unravel_index(odd, shape))
     first = "[0]" * len(shape)
     return (
@@ -205,10 +206,17 @@ def _typed(flat: list[Any], dtype: np.dtype[Any] | None) -> Array:
     if str in kinds:
         flat = [_number(item) if isinstance(item, str) else item for item in flat]
     try:
-        with np.errstate(over="ignore"):
-            return np.array(flat, dtype)
+        return _array(flat, dtype)
     except OverflowError:
         raise InvalidTensor(f"a number is out of the range of {dtype.name}") from None
+
+
+def _array(value: list[Any], dtype: np.dtype[Any]) -> Array:
+    """A list of numbers as an array, those past a float's range as infinity."""
+    # ml_dtypes takes no integers of 64 bits and rounds by way of float32 too.
+    numpys = FLOAT_DTYPES["float32"] if dtype.name == "bfloat16" else dtype
+    with np.errstate(over="ignore"):
+        return np.array(value, numpys).astype(dtype, copy=False)
 
 
 def _number(word: str) -> float:
@@ -241,6 +249,7 @@ def to_json(array: Array, tensor_format: TensorFormat) -> object:
     Non-finite numbers become the strings "NaN", "Infinity" and "-Infinity" in lists, since
     JSON has no numbers for them.
     """
+    array = _little_endian(array)
     array = np.ascontiguousarray(array) if array.ndim else array
     if tensor_format == "base64":
         return {
@@ -265,7 +274,12 @@ def _named_non_finite(value: Any) -> Any:
 
 def as_bytes(array: Array) -> memoryview:
     """An array's little-endian, row-major bytes, without a copy where it has them."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return np.ascontiguousarray(_little_endian(array)).reshape(-1).view(np.uint8).data
+
+
+def _little_endian(array: Array) -> Array:
+    """The array with its bytes in the wire's order, which few files of big endian have."""
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 def json_bound(shapes: Mapping[str, tuple[tuple[int, ...], str]], form: str) -> int:
@@ -279,8 +293,9 @@ def json_bound(shapes: Mapping[str, tuple[tuple[int, ...], str]], form: str) -> 
     for shape, name in shapes.values():
         size = math.prod(shape)
         if form == "list":
-            brackets = 3 * len(shape) * max(1, math.prod(shape[:-1]))
-            total += size * _LIST_BYTES.get(name, 22) + brackets
+            # A list of no lists is written too: [[],[]] holds nothing in eight bytes.
+            lists = sum(math.prod(shape[:axis]) for axis in range(len(shape)))
+            total += size * _LIST_BYTES.get(name, 22) + 3 * lists
         else:
             raw = size * DTYPES[name].itemsize
             total += raw if form == "safetensors" else 4 * (raw // 3 + 1)

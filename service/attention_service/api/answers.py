@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+from typing_extensions import override
 
 from attention_service.attention.job import Job
 from attention_wire.bodies import JSON, SAFETENSORS, Body
@@ -25,6 +26,7 @@ class BuffersResponse(Response):
         self._buffers: Sequence[Buffer] = body.buffers
         self.headers["Content-Length"] = str(sum(map(len, body.buffers)))
 
+    @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)

@@ -72,7 +72,9 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         openapi_tags=openapi.TAGS,
     )
     app.include_router(light_routes(settings, engine, repository, lifecycle, metrics))
-    operations: list[Operation[AttentionRequest] | Operation[ModuleRequest] | Operation[TextRequest]]
+    operations: list[
+        Operation[AttentionRequest] | Operation[ModuleRequest] | Operation[TextRequest]
+    ]
     operations = [
         Operation(
             openapi.ATTENTION, AttentionRequest, lambda request, _: AttentionJob(request, engine)

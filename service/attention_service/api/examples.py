@@ -73,9 +73,7 @@ MODULE_ATTENTION: Examples = {
 }
 
 TEXT_ATTENTION: Examples = {
-    "sentence": _example(
-        "Every head's weights over a sentence", text="The cat sat on the mat."
-    ),
+    "sentence": _example("Every head's weights over a sentence", text="The cat sat on the mat."),
     "one_head": _example(
         "One layer and one head, and the weights alone",
         text="The animal didn't cross the street because it was too tired.",

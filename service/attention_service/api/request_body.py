@@ -130,8 +130,8 @@ def decompress(content: Buffer, encoding: str, max_bytes: int) -> bytes:
 
 def _deflate_window(content: Buffer) -> int:
     """HTTP's deflate is the zlib format (RFC 9110); some senders leave its header out."""
-    has_header = len(content) >= 2 and content[0] & 15 == 8 and (
-        (content[0] << 8 | content[1]) % 31 == 0
+    has_header = (
+        len(content) >= 2 and content[0] & 15 == 8 and ((content[0] << 8 | content[1]) % 31 == 0)
     )
     return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
 

@@ -8,6 +8,7 @@ import signal
 from types import FrameType
 
 import uvicorn
+from typing_extensions import override
 
 from attention_service.api.app import create_app
 from attention_service.serving.lifecycle import Lifecycle
@@ -33,6 +34,7 @@ class Server(uvicorn.Server):
         self._lifecycle = lifecycle
         self._drain_delay = drain_delay
 
+    @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by uvicorn on SIGTERM and SIGINT."""
         if self.should_exit or (self._lifecycle.status == "draining" and sig == signal.SIGTERM):

@@ -76,9 +76,7 @@ class AttentionCall:
         """The sizes of the call."""
         batch, q_num_heads, q_length, head_size = self.query.shape
         _, kv_num_heads, kv_length, v_head_size = self.value.shape
-        return Sizes(
-            batch, q_num_heads, kv_num_heads, q_length, kv_length, head_size, v_head_size
-        )
+        return Sizes(batch, q_num_heads, kv_num_heads, q_length, kv_length, head_size, v_head_size)
 
     @classmethod
     def from_request(cls, request: AttentionRequest) -> AttentionCall:

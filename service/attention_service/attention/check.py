@@ -66,7 +66,9 @@ def _reference(query: Array, key: Array, value: Array, fields: dict[str, object]
     mask = np.asarray(fields.get("attn_mask", 0.0))
     scores = np.where(mask, scores, -np.inf) if mask.dtype.kind == "b" else scores + mask
     if fields.get("is_causal"):
-        scores = np.where(np.tri(scores.shape[-2], scores.shape[-1], dtype=np.bool_), scores, -np.inf)
+        scores = np.where(
+            np.tri(scores.shape[-2], scores.shape[-1], dtype=np.bool_), scores, -np.inf
+        )
     with np.errstate(invalid="ignore"):
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights = weights / weights.sum(axis=-1, keepdims=True)

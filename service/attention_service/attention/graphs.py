@@ -1,7 +1,8 @@
 """Plan → ONNX graph: attention as an ordinary graph of MatMul and Softmax.
 
-Measured on ONNX Runtime's CPU provider, this composed graph is faster than the one big
-``Attention`` operator and gives the weights for nothing (docs/decisions/0005).
+This composed graph takes every mask and dtype, and gives the weights for nothing. ONNX
+Runtime's one big ``Attention`` operator takes fewer and is about as fast
+(docs/decisions/0005-composed-graph.md).
 
 Inputs have five dimensions, so that grouped query heads broadcast over their key head:
 ``query [B,Hkv,G,L,D]``, ``key [B,Hkv,1,S,D]``, ``value [B,Hkv,1,S,Dv]``, ``mask``

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 Shapes: TypeAlias = Mapping[str, tuple[tuple[int, ...], str]]
 
@@ -18,14 +18,17 @@ class Job(Protocol):
             over the limit.
     """
 
-    @property
-    def peak_bytes(self) -> int: ...
+    smaller: ClassVar[str]
 
     @property
-    def answer_shapes(self) -> Shapes: ...
+    def peak_bytes(self) -> int:
+        """Bytes, above the tensors that came in."""
+        ...
 
     @property
-    def smaller(self) -> str: ...
+    def answer_shapes(self) -> Shapes:
+        """Shapes and dtypes of the answer's tensors."""
+        ...
 
     def run(self) -> dict[str, Any]:
         """Compute the fields of the answer; arrays in it are its tensors.

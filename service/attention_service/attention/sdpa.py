@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from typing_extensions import override
+
 from attention_service.attention.call import AttentionCall
 from attention_service.attention.engine import Engine
-from attention_service.attention.job import Shapes
+from attention_service.attention.job import Job, Shapes
 from attention_service.attention.planner import Plan, plan
 from attention_wire.schemas import AttentionRequest
 from attention_wire.tensors import Array, dtype_name
 
 
-class AttentionJob:
+class AttentionJob(Job):
     """Scaled dot-product attention over the tensors of one request.
 
     Args:
@@ -31,22 +33,25 @@ class AttentionJob:
         self._engine = engine
 
     @property
+    @override
     def peak_bytes(self) -> int:
         return self.plan.peak_bytes
 
     @property
+    @override
     def answer_shapes(self) -> Shapes:
         sizes, wants = self.call.sizes, self.call.wants
         shapes = {"output": sizes.output, "weights": sizes.scores}
         dtype = dtype_name(self.call.query)
         return {name: (shape, dtype) for name, shape in shapes.items() if getattr(wants, name)}
 
+    @override
     def run(self) -> dict[str, Any]:
         arrays, provider = self._engine.attend(self.call, self.plan)
         answer: dict[str, Any] = {}
         for name, array in arrays.items():
-            array = array.astype(self.call.query.dtype, copy=False)
-            answer[name] = _to_rank(array, self.call.rank, merge_heads=name == "output")
+            result = array.astype(self.call.query.dtype, copy=False)
+            answer[name] = _to_rank(result, self.call.rank, merge_heads=name == "output")
         return {**answer, "provider": provider}
 
 

@@ -11,11 +11,12 @@ import math
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from attention_service.attention import values
 from attention_service.attention.call import fit_mask
 from attention_service.attention.engine import Session
-from attention_service.attention.job import Shapes
+from attention_service.attention.job import Job, Shapes
 from attention_service.modules.manifest import Outputs
 from attention_wire.problems import Code, ProblemError
 from attention_wire.schemas import ModuleInfo, ModuleRequest
@@ -47,7 +48,7 @@ class MultiHeadModule:
         return MultiHeadJob(self, request)
 
 
-class MultiHeadJob:
+class MultiHeadJob(Job):
     """One call of a multi-head module."""
 
     smaller = 'Ask for {"return": {"weights": false}}, or send shorter sequences.'
@@ -79,6 +80,7 @@ class MultiHeadJob:
             self._tensors[name] = values.zero_unattended(name, rows, of_any_head, groups=1)[:, 0]
 
     @property
+    @override
     def answer_shapes(self) -> Shapes:
         shapes = {"output": self._tensors["query"].shape, "weights": self._scores}
         dtype = dtype_name(self._tensors["query"])
@@ -87,11 +89,13 @@ class MultiHeadJob:
         }
 
     @property
+    @override
     def peak_bytes(self) -> int:
         rows = sum(tensor.shape[0] * tensor.shape[1] for tensor in self._tensors.values())
         projected: int = 3 * rows * max(self._module.info.embed_dim, self._module.info.key_dim)
         return 4 * (3 * math.prod(self._scores) + int(self._bias.size) + projected)
 
+    @override
     def run(self) -> dict[str, Any]:
         names = self._module.outputs
         query = self._tensors["query"]

@@ -59,7 +59,9 @@ class Repository:
         """Load every module of a folder; a missing or empty folder gives no modules."""
         modules: dict[str, Module] = {}
         refused: dict[str, str] = {}
-        names = sorted(path for path in folder.iterdir() if path.is_dir()) if _is_there(folder) else []
+        names = (
+            sorted(path for path in folder.iterdir() if path.is_dir()) if _is_there(folder) else []
+        )
         for path in names:
             if path.name.startswith("."):
                 continue  # an exporter's unfinished work

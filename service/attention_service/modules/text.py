@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from attention_service.attention.engine import Session
-from attention_service.attention.job import Shapes
+from attention_service.attention.job import Job, Shapes
 from attention_service.modules.manifest import Outputs
 from attention_service.modules.tokens import Tokenizer, Tokens
 from attention_wire.problems import Code, ProblemError
@@ -45,7 +46,7 @@ class TextModule:
         return TextJob(self, request)
 
 
-class TextJob:
+class TextJob(Job):
     """One call of a text module, over one text or several.
 
     Each text runs by itself, so no padding exists and a text gives the same values alone and
@@ -69,6 +70,7 @@ class TextJob:
         ]
 
     @property
+    @override
     def answer_shapes(self) -> Shapes:
         shapes: dict[str, tuple[tuple[int, ...], str]] = {}
         for index, tokens in enumerate(self._texts):
@@ -83,6 +85,7 @@ class TextJob:
         return shapes
 
     @property
+    @override
     def peak_bytes(self) -> int:
         info = self._module.info
         longest = max(len(tokens) for tokens in self._texts)
@@ -92,6 +95,7 @@ class TextJob:
         hidden = 16 * info.embed_dim * longest
         return 4 * (2 * all_weights + kept + hidden)
 
+    @override
     def run(self) -> dict[str, Any]:
         return {
             "module": self._module.info.name,

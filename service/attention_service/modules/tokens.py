@@ -13,7 +13,6 @@ from attention_service.modules.manifest import TOKENIZER_FILE
 from attention_wire.problems import Code, ProblemError
 from attention_wire.tensors import Array
 
-
 # Far more than words have; past it a text is refused before it is tokenized.
 _MOST_CHARACTERS_A_TOKEN = 1000
 

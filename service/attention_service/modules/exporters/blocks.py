@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import (
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
 from attention_service.modules.exporters.errors import ExportError
 from attention_service.modules.exporters.weights import Parameter
@@ -65,13 +73,13 @@ class Graph:
         self._inputs.append(helper.make_tensor_value_info(name, element_type, list(shape)))
         return name
 
-    def output(self, name: str, element_type: int, shape: Dimensions) -> None:
+    def output(self, name: str, element_type: int, shape: Dimensions | None = None) -> None:
         """Make a value an output of the graph.
 
         The last dimension of attention weights needs a name that no input has: ONNX Runtime
         binds the output to a buffer only then.
         """
-        self._outputs.append(helper.make_tensor_value_info(name, element_type, list(shape)))
+        self._outputs.append(helper.make_tensor_value_info(name, element_type, shape))
 
     def constant(self, name: str, array: Array) -> str:
         """A value that is stored in the graph.
@@ -101,11 +109,19 @@ class Graph:
         self._nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         return name
 
+    def choose(self, condition: str, then: Graph, otherwise: Graph, name: str) -> str:
+        """Add a choice between two graphs of no input and one output, by a bool scalar.
+
+        The two see the values of this graph, and keep their constants in it.
+        """
+        branches = {"then_branch": then._proto(), "else_branch": otherwise._proto()}
+        self._nodes.append(helper.make_node("If", [condition], [name], name=name, **branches))
+        return name
+
     def model(self) -> ModelProto:
         """The finished model, with its constants inside."""
-        graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs)
         model = helper.make_model(
-            graph,
+            self._proto(),
             opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=IR_VERSION,
             producer_name="attention-service",
@@ -114,6 +130,9 @@ class Graph:
         for name, array in self._constants.items():
             model.graph.initializer.append(numpy_helper.from_array(array, name))
         return model
+
+    def _proto(self) -> GraphProto:
+        return helper.make_graph(self._nodes, self._name, self._inputs, self._outputs)
 
 
 # --- Layers --------------------------------------------------------------------------------
@@ -192,7 +211,7 @@ def attention(
     bias: str,
     name: str,
     names: Attended,
-    row_has_keys: str | None = None,
+    rows_may_be_empty: bool = False,
 ) -> Attended:
     """softmax(scale·query·keyᵀ + bias)·value, with the weights as a value of their own.
 
@@ -204,33 +223,42 @@ def attention(
             weight is exactly 0.
         name: what the names of the steps begin with.
         names: the names to give to context and weights.
-        row_has_keys: bool, broadcast to ``[B,H,L,1]``: where it is false, weights and context
-            are 0. None where every row has a key: it costs one more pass over the weights.
+        rows_may_be_empty: whether the bias can mask every key of a row. Weights and context of
+            such a row are 0; without this they would be NaN.
     """
     query, key, value = heads
     scaled = graph.node("Mul", query, scale, name=f"{name}scaled_query")
     transposed = graph.node("Transpose", key, name=f"{name}key_transposed", perm=[0, 1, 3, 2])
     raw = graph.node("MatMul", scaled, transposed, name=f"{name}raw_scores")
     scores = graph.node("Add", raw, bias, name=f"{name}scores")
-    if row_has_keys is None:
-        weights = graph.node("Softmax", scores, name=names.weights, axis=-1)
+    if rows_may_be_empty:
+        weights = _guarded_softmax(graph, scores, bias, name, names.weights)
     else:
-        softmax = graph.node("Softmax", scores, name=f"{name}softmax", axis=-1)
-        nothing = graph.constant("nothing", np.array(0, np.float32))
-        weights = graph.node("Where", row_has_keys, softmax, nothing, name=names.weights)
+        weights = graph.node("Softmax", scores, name=names.weights, axis=-1)
     return Attended(graph.node("MatMul", weights, value, name=names.context), weights)
 
 
-def rows_with_keys(graph: Graph, bias: str, name: str) -> str:
-    """Which rows of a bias ``[…,S]`` leave a key to attend to: bool ``[…,1]``.
+def _guarded_softmax(graph: Graph, scores: str, bias: str, name: str, weights: str) -> str:
+    """Softmax, and 0 in the rows of which the bias masks every key.
 
-    The bias tells it as well as the scores do, and is often smaller: a mask that all heads
-    share has one head.
+    Clearing rows takes one more pass over the weights, a third of the whole module's time at
+    2048 keys. So a graph without it runs where no row needs it; the bias tells, which is
+    often smaller than the scores: a mask that all heads share has one head.
     """
     axis = graph.constant("last_axis", np.array([-1], np.int64))
-    lowest = graph.constant("minus_infinity", np.array(-math.inf, np.float32))
-    maximum = graph.node("ReduceMax", bias, axis, name=f"{name}.maximum", keepdims=1)
-    return graph.node("Greater", maximum, lowest, name=name)
+    lowest, nothing = _minus_infinity(graph), _zero(graph)
+    maximum = graph.node("ReduceMax", bias, axis, name=f"{name}row_maximum", keepdims=1)
+    least = graph.node("ReduceMin", maximum, name=f"{name}least_maximum", keepdims=0)
+    condition = graph.node("Greater", least, lowest, name=f"{name}every_row_has_keys")
+
+    plain = Graph("plain")
+    plain.output(plain.node("Softmax", scores, name=f"{name}plain_weights", axis=-1), FLOAT)
+    cleared = Graph("cleared")
+    softmax = cleared.node("Softmax", scores, name=f"{name}softmax", axis=-1)
+    has_keys = cleared.node("Greater", maximum, lowest, name=f"{name}row_has_keys")
+    rows = cleared.node("Where", has_keys, softmax, nothing, name=f"{name}cleared_weights")
+    cleared.output(rows, FLOAT)
+    return graph.choose(condition, plain, cleared, weights)
 
 
 def padding_bias(graph: Graph, attention_mask: str, name: str) -> str:
@@ -238,9 +266,15 @@ def padding_bias(graph: Graph, attention_mask: str, name: str) -> str:
     axes = graph.constant("head_and_row_axes", np.array([1, 2], np.int64))
     allowed = graph.node("Cast", attention_mask, name=f"{name}.allowed", to=TensorProto.BOOL)
     spread = graph.node("Unsqueeze", allowed, axes, name=f"{name}.spread")
-    nothing = graph.constant("nothing", np.array(0, np.float32))
-    lowest = graph.constant("minus_infinity", np.array(-math.inf, np.float32))
-    return graph.node("Where", spread, nothing, lowest, name=name)
+    return graph.node("Where", spread, _zero(graph), _minus_infinity(graph), name=name)
+
+
+def _zero(graph: Graph) -> str:
+    return graph.constant("zero", np.array(0, np.float32))
+
+
+def _minus_infinity(graph: Graph) -> str:
+    return graph.constant("minus_infinity", np.array(-math.inf, np.float32))
 
 
 def _shape(*sizes: int) -> Array:

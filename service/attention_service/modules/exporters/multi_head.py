@@ -166,7 +166,7 @@ def _graph(manifest: Manifest, inputs: list[Linear], out: Linear) -> Graph:
         bias=bias,
         name="",
         names=Attended("context", "weights.0"),
-        row_has_keys=blocks.rows_with_keys(graph, bias, "row_has_keys"),
+        rows_may_be_empty=True,
     )
     merged = blocks.merge_heads(graph, attended.context, manifest.embed_dim, "merged_context")
     blocks.linear(graph, merged, out, "output")

@@ -1,0 +1,74 @@
+"""A typed client of the attention service: outputs and attention weights, by HTTP.
+
+Example:
+    >>> from attention_client import AttentionClient
+    >>> with AttentionClient() as client:
+    ...     print(client.text_attention("The cat sat."))
+    mean of 6 layers, mean of 12 heads; rows: queries, columns: keys
+    ...
+"""
+
+from importlib.metadata import version as _version
+
+from attention_client._async_client import AsyncAttentionClient
+from attention_client._client import AttentionClient
+from attention_client.errors import (
+    ApiError,
+    AttentionError,
+    BadRequestError,
+    BodyTimeoutError,
+    ConfigurationError,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    InvalidAnswerError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+    NotReturnedError,
+    OverloadedError,
+    ServerError,
+    ServiceDeadlineError,
+    TooLargeError,
+    UnauthorizedError,
+    UnavailableError,
+    UnsupportedMediaError,
+)
+from attention_client.maps import attention_map
+from attention_client.results import AttentionResult, TextAttention
+from attention_wire.problems import FieldProblem
+from attention_wire.schemas import ModuleInfo, ModuleList, Return, ServiceInfo
+
+__version__ = _version("attention-service")
+
+__all__ = [
+    "ApiError",
+    "AsyncAttentionClient",
+    "AttentionClient",
+    "AttentionError",
+    "AttentionResult",
+    "BadRequestError",
+    "BodyTimeoutError",
+    "ConfigurationError",
+    "ConnectionFailedError",
+    "DeadlineExceededError",
+    "FieldProblem",
+    "InvalidAnswerError",
+    "InvalidRequestError",
+    "MethodNotAllowedError",
+    "ModuleInfo",
+    "ModuleList",
+    "NotFoundError",
+    "NotReturnedError",
+    "OverloadedError",
+    "Return",
+    "ServerError",
+    "ServiceDeadlineError",
+    "ServiceInfo",
+    "TextAttention",
+    "TooLargeError",
+    "UnauthorizedError",
+    "UnavailableError",
+    "UnsupportedMediaError",
+    "__version__",
+    "attention_map",
+]

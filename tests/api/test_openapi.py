@@ -1,0 +1,56 @@
+"""The OpenAPI document is committed, whole, and its examples work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from attention_service.api import examples
+from attention_service.api.app import create_app
+from attention_service.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = [
+    (path, name, example["value"])
+    for path, group in (
+        ("/v1/attention", examples.ATTENTION),
+        ("/v1/modules/example/attention", examples.MODULE_ATTENTION),
+        ("/v1/text/attention", examples.TEXT_ATTENTION),
+    )
+    for name, example in group.items()
+]
+
+
+def test_the_committed_document_is_the_apps() -> None:
+    committed = json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8"))
+    document = create_app(Settings(provider="cpu")).openapi()
+    assert committed == json.loads(json.dumps(document)), "run `make openapi`"
+
+
+@pytest.mark.parametrize(("path", "name", "value"), EXAMPLES, ids=lambda v: str(v)[:40])
+def test_every_example_is_answered(
+    service_url: str, path: str, name: str, value: dict[str, Any]
+) -> None:
+    answer = httpx.post(service_url + path, json=value)
+    assert answer.status_code == 200, answer.text
+
+
+def test_every_compute_route_has_examples() -> None:
+    document = create_app(Settings(provider="cpu")).openapi()
+    posts = {path: item["post"] for path, item in document["paths"].items() if "post" in item}
+    assert len(posts) == 3
+    for operation in posts.values():
+        assert operation["requestBody"]["content"]["application/json"]["examples"]
+
+
+def test_the_docs_page_asks_nobody_else(service_url: str) -> None:
+    page = httpx.get(f"{service_url}/docs").text
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+    script = httpx.get(f"{service_url}/docs-assets/swagger-ui-bundle.js")
+    assert script.status_code == 200
+    assert len(script.content) > 500_000

@@ -1,0 +1,108 @@
+"""What callers may pass as a tensor or a mask, and what becomes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from attention_client._arrays import mask, plain, tensor
+
+
+class Foreign:
+    """An array of another library."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self._array
+
+
+class Unwilling:
+    """A tensor that cannot be shared, such as one with gradients."""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        raise RuntimeError("call detach() first")
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        ([[1.0, 2.0]], "float32"),
+        ([[1, 2]], "float32"),
+        (((1, 2.5),), "float32"),
+        ([], "float32"),
+        (1.5, "float32"),
+        ([float("inf")], "float32"),
+        (np.ones(2, np.float16), "float16"),
+        (np.ones(2, ml_dtypes.bfloat16), "bfloat16"),
+        (np.ones(2), "float64"),
+        ([np.ones(2), np.zeros(2)], "float64"),
+        ([np.float64(1)], "float64"),
+        (np.ones(2, np.int64), "float32"),
+        (np.ones(2, np.uint8), "float32"),
+        (Foreign(np.ones(2)), "float64"),
+    ],
+)
+def test_dtypes(value: Any, dtype: str) -> None:
+    assert tensor("query", value).dtype.name == dtype
+
+
+def test_an_array_is_not_copied() -> None:
+    array = np.ones((2, 2), np.float32)
+    assert np.shares_memory(tensor("query", array), array)
+
+
+def test_big_endian_arrays_keep_their_numbers() -> None:
+    array = tensor("query", np.array([1.0, 2.0], ">f4"))
+    assert array.tobytes() == np.array([1.0, 2.0], "<f4").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ([[1.0], [1.0, 2.0]], ValueError, "query: cannot be made into an array"),
+        (Unwilling(), ValueError, "query: .*detach"),
+        (["a"], TypeError, "query: is an array of str"),
+        (None, TypeError, "query: is an array of object"),
+        ([True, False], TypeError, "query: holds true and false"),
+        (np.ones(2, bool), TypeError, "query: holds true and false"),
+        ([1j], TypeError, "query: is an array of complex128"),
+        (np.ones(2, ml_dtypes.float8_e4m3fn), TypeError, "query: is an array of float8_e4m3fn"),
+    ],
+)
+def test_what_is_no_tensor(value: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        tensor("query", value)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        ([[True, False]], "bool"),
+        (np.ones(2, bool), "bool"),
+        ([[0.0, -1e9]], "float32"),
+        ([[0, 0]], "float32"),
+        ([[0, -10000]], "float32"),
+        (np.array([0.0, 1.0], np.float16), "float16"),
+    ],
+)
+def test_masks(value: Any, dtype: str) -> None:
+    assert mask("attn_mask", value).dtype.name == dtype
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [([[0, 1]], ValueError), ([[1.0, 0.0]], ValueError), (np.array([0, 1]), TypeError)],
+)
+def test_masks_that_could_mean_two_things(value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="attn_mask: .*could mean 'may attend' or 'add to the scores'"):
+        mask("attn_mask", value)
+
+
+def test_options_become_json() -> None:
+    value = {"heads": np.array([1, 2]), "k": (np.int32(3), range(2)), "all": "all", "no": None}
+    assert plain(value) == {"heads": [1, 2], "k": [3, [0, 1]], "all": "all", "no": None}
