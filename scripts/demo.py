@@ -68,7 +68,8 @@ def show_text(client: AttentionClient, layer: int, head: int) -> None:
     """The attention map of one head over a sentence."""
     text = client.text_attention(SENTENCE, layers=[layer], heads=[head])
     print(f"Text: layer {layer}, head {head} of {text.module}.")
-    print(f"  {SENTENCE}\n")
+    print(f"  {SENTENCE}")
+    print("  Read the row of 'it': this head has found what the word stands for.\n")
     print(text.map(0, 0))
 
 

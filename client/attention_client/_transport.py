@@ -31,7 +31,7 @@ FOREIGN: tuple[tuple[type[Exception], type[AttentionError]], ...] = (
     (httpx.InvalidURL, ConfigurationError),
     (httpx.DecodingError, InvalidAnswerError),
     (httpx.TooManyRedirects, InvalidAnswerError),
-    (httpx.TransportError, ConnectionFailedError),
+    (httpx.RequestError, ConnectionFailedError),
 )
 
 

@@ -67,7 +67,7 @@ def attention_map(
             h a a
             e t t
         the ██··   → the 0.90
-        cat ▓▓▓▓   → the 0.50
+        cat ▒▒▒▒   → the 0.50
         sat     ██ → sat 1.00
         ·· ≥ 0.08  ░░ ≥ 0.2  ▒▒ ≥ 0.4  ▓▓ ≥ 0.6  ██ ≥ 0.8
     """

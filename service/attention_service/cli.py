@@ -105,18 +105,13 @@ def export(
 ) -> None:
     """Make a module of a BERT-family model or of PyTorch's nn.MultiheadAttention."""
     # Here, for its libraries take as long to load as all the rest of a start.
-    from attention_service.modules.exporters import (  # noqa: PLC0415
-        ExportError,
-    )
-    from attention_service.modules.exporters import (
-        export as export_module,
-    )
+    from attention_service.modules import exporters  # noqa: PLC0415
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     try:
         with Progress(*columns, console=_err) as progress:
             task = progress.add_task("starting", total=1.0)
-            folder = export_module(
+            folder = exporters.export(
                 source,
                 name,
                 _settings(modules=modules).modules,
@@ -129,7 +124,7 @@ def export(
                     task, description=stage, completed=part
                 ),
             )
-    except ExportError as error:
+    except exporters.ExportError as error:
         raise _fail(error) from None
     _out.print(f"exported {name} to {folder}", soft_wrap=True, highlight=False)
 

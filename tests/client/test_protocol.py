@@ -184,10 +184,13 @@ def test_a_large_body_goes_in_pieces_while_there_is_time() -> None:
 
 # --- Answers ---------------------------------------------------------------------------
 
+# Written by the format's own library.
 RECORDED_ANSWER = (
-    b'\xd0\x00\x00\x00\x00\x00\x00\x00{"__metadata__":{"response":"{\\"provider\\":'
-    b'\\"CPUExecutionProvider\\"}"},"output":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},'
-    b'"weights":{"dtype":"F32","shape":[1,2],"data_offsets":[4,12]}}              '
+    b"\xc8\x00\x00\x00\x00\x00\x00\x00"
+    b'{"__metadata__":{"response":"{\\"provider\\":\\"CPUExecutionProvide'
+    b'r\\"}"},"output":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4'
+    b']},"weights":{"dtype":"F32","shape":[1,2],"data_offsets":[4,12]}'
+    b"}       "
     b"\x00\x00\xa0@\x00\x00\x80>\x00\x00@?"
 )
 

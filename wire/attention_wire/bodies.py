@@ -7,6 +7,7 @@ safetensors, tensors go by name and everything else is JSON text under one metad
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -22,6 +23,8 @@ SAFETENSORS = "application/x-safetensors"
 PROBLEM = "application/problem+json"
 
 Member: TypeAlias = Literal["request", "response"]
+
+_INDEX = re.compile("[0-9]{1,9}")
 
 
 class Fields(NamedTuple):
@@ -83,7 +86,7 @@ def _place(values: dict[str, Any], name: str, array: Array) -> None:
     *parents, last = name.split(".")
     target: Any = values
     for part in parents:
-        if isinstance(target, list) and part in map(str, range(len(target))):
+        if isinstance(target, list) and _INDEX.fullmatch(part) and int(part) < len(target):
             target = target[int(part)]
         elif isinstance(target, dict):
             target = target.setdefault(part, {})

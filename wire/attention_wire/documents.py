@@ -25,6 +25,8 @@ MAX_DEPTH = 64
 _ESCAPED_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _LITERALS = (b"true", b"false", b"null")
+# As many and as much of the caller's own names as are told back.
+_MOST_NAMES, _LONGEST_NAME = 20, 100
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -113,7 +115,8 @@ def _check_duplicates(raw: bytes) -> None:
         result = dict(pairs)
         if len(result) < len(pairs):
             counts = Counter(name for name, _ in pairs)
-            twice = [name for name, count in counts.items() if count > 1]
+            twice = [name[:_LONGEST_NAME] for name, count in counts.items() if count > 1]
+            twice = twice[:_MOST_NAMES]
             raise ProblemError(
                 Code.DUPLICATE_FIELD,
                 f"Given more than once: {', '.join(twice)}. Send each field once.",

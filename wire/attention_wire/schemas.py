@@ -108,13 +108,13 @@ def _text(value: object) -> str | list[str]:
         return value
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         return value
-    if value == []:
+    if isinstance(value, list) and not value:
         raise _field_error(Code.INVALID_FIELD, "holds no text; send a string or a list of strings")
     raise _field_error(Code.INVALID_FIELD, "must be a string or a list of strings")
 
 
 def _indices(value: object) -> Literal["all"] | list[int]:
-    if value == "all":
+    if isinstance(value, str) and value == "all":
         return "all"
     if not isinstance(value, list) or not all(type(item) is int for item in value):
         raise _field_error(Code.INVALID_FIELD, 'must be "all" or a list of integers')
@@ -345,20 +345,25 @@ def validate(model: type[Model], fields: Fields) -> Model:
     try:
         return model.model_validate(fields.values, context={"only_numbers": fields.only_numbers})
     except ValidationError as error:
-        found = [_problem(model, item) for item in error.errors(include_url=False)]
+        wrong = error.errors(include_url=False, include_input=False)
+        found = [_problem(model, item) for item in wrong[:_MOST_PROBLEMS]]
     codes = {code for code, _ in found}
     code = Code.MALFORMED_TENSOR if Code.MALFORMED_TENSOR in codes else found[0][0]
     first = found[0][1]
-    more = f" ({len(found) - 1} more in errors)" if len(found) > 1 else ""
+    more = f" ({len(wrong) - 1} more; see errors)" if len(wrong) > 1 else ""
     detail = ProblemError.of_field(first.loc, first.msg).detail + more
     raise ProblemError(code, detail, [problem for _, problem in found])
 
 
+# A caller who gets more fields wrong than this has one thing wrong.
+_MOST_PROBLEMS = 20
+_LONGEST_NAME = 100
 _CODES = {"extra_forbidden": Code.UNKNOWN_FIELD, "missing": Code.MISSING_FIELD}
 
 
 def _problem(model: type[BaseModel], item: ErrorDetails) -> tuple[Code, FieldProblem]:
-    loc, kind = item["loc"], item["type"]
+    kind = item["type"]
+    loc = tuple(part[:_LONGEST_NAME] if isinstance(part, str) else part for part in item["loc"])
     if kind == "extra_forbidden":
         message = _unknown(model, loc)
     elif kind == "missing":

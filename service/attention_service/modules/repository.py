@@ -139,7 +139,8 @@ class Repository:
                 why = f"The module {name!r} was refused when the service started: {module.reason}"
                 break
         else:
-            why = f"There is no module {name!r}; loaded are: {', '.join(self._modules) or 'none'}."
+            loaded = ", ".join(self._modules) or "none"
+            why = f"There is no module {name!r:.100}; loaded are: {loaded}."
         errors = [FieldProblem(loc=loc, msg=why)] if loc else []
         return ProblemError(Code.UNKNOWN_MODULE, why, errors)
 
