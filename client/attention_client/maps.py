@@ -136,7 +136,7 @@ def _legend(full: float) -> str:
 def _notes(matrix: Array, keys: Sequence[str], words: Array) -> list[str]:
     """For each row, the word with the largest weight; nothing where all are tiny."""
     notes = []
-    for row in np.where(words, matrix, 0):
+    for row in np.where(words & np.isfinite(matrix), matrix, 0):
         best = int(np.argmax(row)) if row.size else 0
         if row.size and row[best] >= _LEAST_NOTED:
             notes.append(f" → {_shortened(_printable(keys[best]), _NOTE_LABEL)} {row[best]:.2f}")

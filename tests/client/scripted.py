@@ -60,6 +60,7 @@ class ScriptedServer:
     def __init__(self) -> None:
         self.script: list[Reply] = []
         self.received: list[Received] = []
+        self.arrived = threading.Event()
         self._stopped = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
@@ -89,9 +90,14 @@ class ScriptedServer:
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 outer.received.append(Received(self.command, self.path, self.headers, body))
+                outer.arrived.set()
                 outer._play(self, outer.script.pop(0))
 
-            do_GET = do_POST = answer
+            def do_GET(self) -> None:
+                self.answer()
+
+            def do_POST(self) -> None:
+                self.answer()
 
             def log_message(self, *args: object) -> None:
                 pass

@@ -99,7 +99,7 @@ def test_masks(value: Any, dtype: str) -> None:
     [([[0, 1]], ValueError), ([[1.0, 0.0]], ValueError), (np.array([0, 1]), TypeError)],
 )
 def test_masks_that_could_mean_two_things(value: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="attn_mask: .*could mean 'may attend' or 'add to the scores'"):
+    with pytest.raises(error, match=r"attn_mask: .*could mean 'may attend' or 'add to the scores'"):
         mask("attn_mask", value)
 
 

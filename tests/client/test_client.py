@@ -8,7 +8,6 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -337,9 +336,9 @@ def test_a_wait_past_the_deadline_is_not_begun(ask: Ask, server: ScriptedServer)
 def test_one_deadline_over_everything(ask: Ask, server: ScriptedServer, reply: Reply) -> None:
     server.script = [Reply(503), reply]
     start = time.monotonic()
-    with pytest.raises(DeadlineExceededError, match=r"no answer within 0\.4 s"):
-        ask(server.url, "attention", *ONE, timeout=0.4)
-    assert 0.3 < time.monotonic() - start < 2
+    with pytest.raises(DeadlineExceededError, match=r"no answer within 0\.8 s"):
+        ask(server.url, "attention", *ONE, timeout=0.8)
+    assert 0.7 < time.monotonic() - start < 5
     assert len(server.received) == 2
 
 
@@ -414,10 +413,9 @@ def test_somebody_else_s_async_http_client_stays_open(server: ScriptedServer) ->
 
 def test_a_client_closes_its_own_connections() -> None:
     client = AttentionClient()
-    http: Callable[[], bool] = lambda: client._http.is_closed  # noqa: E731
-    assert not http()
+    http = client._http
     client.close()
-    assert http()
+    assert http.is_closed
 
 
 def test_an_awaited_call_can_be_cancelled(server: ScriptedServer) -> None:
@@ -425,8 +423,7 @@ def test_an_awaited_call_can_be_cancelled(server: ScriptedServer) -> None:
         async with AsyncAttentionClient(server.url) as client:
             server.script = [Reply(fault="stall"), attention_reply()]
             call = asyncio.create_task(client.attention(*ONE))
-            while not server.received:
-                await asyncio.sleep(0.01)
+            assert await asyncio.to_thread(server.arrived.wait, 10)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call

@@ -6,20 +6,29 @@ Plain ASGI, so that a body goes through untouched.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import uuid
 from collections.abc import Callable
+from time import perf_counter
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+logger = logging.getLogger(__name__)
+
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _DRAIN_SECONDS = 1.0
 _DRAIN_BYTES = 64 * 2**20
 
 
 class RequestId:
-    """Echoes `X-Request-ID`, or makes one; the id stands in the scope's state."""
+    """Echoes `X-Request-ID`, or makes one; the id stands in the scope's state and in the log.
+
+    A line of the log names the request and its answer, never what they hold. What asks every
+    second whether the service is well is logged at the level of debugging.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -33,12 +42,28 @@ class RequestId:
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
 
+        started = perf_counter()
+        status = 0
+
         async def send_with_id(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            logger.log(
+                logging.DEBUG if scope["path"] in _PROBES else logging.INFO,
+                "%s %s %d %.1f ms %s",
+                scope["method"],
+                scope["raw_path"].decode("latin-1"),  # still escaped: no line can be forged
+                status,
+                (perf_counter() - started) * 1e3,
+                request_id,
+            )
 
 
 class CloseUnread:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 from types import FrameType
 
 import uvicorn
@@ -65,9 +66,13 @@ def serve(settings: Settings) -> None:
         loop="auto",
         http="auto",
         log_config=None,
+        access_log=False,  # ours has the request's id
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         server_header=False,
         # Trusting X-Forwarded-* is the operator's choice, and nothing here needs it.
         proxy_headers=False,
     )
-    Server(config, lifecycle, settings.drain_delay).run()
+    server = Server(config, lifecycle, settings.drain_delay)
+    server.run()
+    if not server.started:
+        sys.exit(1)  # why is in the log

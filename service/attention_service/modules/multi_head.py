@@ -65,19 +65,12 @@ class MultiHeadJob(Job):
         self._scores = (
             request.query.shape[0], module.info.num_heads, request.query.shape[1], key.shape[1]
         )  # fmt: skip
-        mask = None if request.attn_mask is None else fit_mask(request.attn_mask, self._scores)
-        self._bias = _bias(mask, self._scores, is_causal=request.is_causal)
-        self._check_finite(mask, is_causal=request.is_causal)
+        mask = request.attn_mask
+        self._mask = None if mask is None else fit_mask(mask, self._scores)
+        self._is_causal = request.is_causal
+        values.finite_magnitude("query", request.query)
         scale = request.scale
         self._scale = 1 / math.sqrt(module.info.head_dim) if scale is None else scale
-
-    def _check_finite(self, mask: Array | None, *, is_causal: bool) -> None:
-        values.finite_magnitude("query", self._tensors["query"])
-        attended = values.attended_keys(mask, is_causal=is_causal, shape=self._scores)
-        of_any_head = np.asarray(attended.any(axis=1, keepdims=True))
-        for name in ("key", "value"):
-            rows = self._tensors[name][:, None]
-            self._tensors[name] = values.zero_unattended(name, rows, of_any_head, groups=1)[:, 0]
 
     @property
     @override
@@ -93,7 +86,11 @@ class MultiHeadJob(Job):
     def peak_bytes(self) -> int:
         rows = sum(tensor.shape[0] * tensor.shape[1] for tensor in self._tensors.values())
         projected: int = 3 * rows * max(self._module.info.embed_dim, self._module.info.key_dim)
-        return 4 * (3 * math.prod(self._scores) + int(self._bias.size) + projected)
+        bias = 1 if self._mask is None else int(self._mask.size)
+        if self._is_causal:
+            heads = 1 if self._mask is None else math.prod(self._mask.shape[:2])
+            bias = heads * math.prod(self._scores[2:])
+        return 4 * (3 * math.prod(self._scores) + 3 * bias + projected)
 
     @override
     def run(self) -> dict[str, Any]:
@@ -114,10 +111,25 @@ class MultiHeadJob(Job):
         }
 
     def _arrays(self, outputs: list[str]) -> list[Array]:
-        feeds = {name: t.astype(np.float32, copy=False) for name, t in self._tensors.items()}
-        feeds["attn_bias"] = self._bias
-        feeds["scale"] = np.array(self._scale, np.float32)
+        tensors = self._finite_tensors()
+        feeds = {name: t.astype(np.float32, copy=False) for name, t in tensors.items()}
+        feeds["attn_bias"] = _bias(self._mask, self._scores, is_causal=self._is_causal)
+        with np.errstate(over="ignore"):  # what it leads to is checked
+            feeds["scale"] = np.array(self._scale).astype(np.float32)
         return self._module.session.run(outputs, feeds)
+
+    def _finite_tensors(self) -> dict[str, Array]:
+        """The tensors, with the rows of key and value zeroed that no query attends."""
+        key, value = self._tensors["key"], self._tensors["value"]
+        if math.isfinite(values.magnitude(key)) and math.isfinite(values.magnitude(value)):
+            return self._tensors
+        attended = values.attended_keys(self._mask, is_causal=self._is_causal, shape=self._scores)
+        of_any_head = np.asarray(attended.any(axis=1, keepdims=True))
+        zeroed = {
+            name: values.zero_unattended(name, rows[:, None], of_any_head, groups=1)[:, 0]
+            for name, rows in (("key", key), ("value", value))
+        }
+        return {**self._tensors, **zeroed}
 
 
 _WIDTHS = {"query": "embed_dim", "key": "key_dim", "value": "value_dim"}
