@@ -32,7 +32,7 @@ def tensor(name: str, value: npt.ArrayLike) -> Array:
     if array.dtype.kind in "iu" or (array.dtype.kind == "f" and not typed):
         return array.astype(_FLOAT32)
     if dtype_name(array) in FLOAT_DTYPES:
-        return _little_endian(array)
+        return array
     raise TypeError(f"{name}: {_strange(array)}; give numbers, or one of {', '.join(FLOAT_DTYPES)}")
 
 
@@ -74,12 +74,6 @@ def _is_typed(value: object) -> bool:
     while isinstance(value, list | tuple) and value:
         value = value[0]
     return not isinstance(value, list | tuple | bool | int | float) or isinstance(value, np.generic)
-
-
-def _little_endian(array: Array) -> Array:
-    if array.dtype.isnative and np.little_endian:
-        return array
-    return array.astype(array.dtype.newbyteorder("<"))
 
 
 def _strange(array: Array) -> str:

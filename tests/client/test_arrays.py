@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from attention_client import AttentionClient
 from attention_client._arrays import mask, plain, tensor
 
 
@@ -56,9 +57,9 @@ def test_an_array_is_not_copied() -> None:
     assert np.shares_memory(tensor("query", array), array)
 
 
-def test_big_endian_arrays_keep_their_numbers() -> None:
-    array = tensor("query", np.array([1.0, 2.0], ">f4"))
-    assert array.tobytes() == np.array([1.0, 2.0], "<f4").tobytes()
+def test_big_endian_arrays_keep_their_numbers(client: AttentionClient) -> None:
+    value = np.array([[1.0, 2.0]], ">f4")
+    assert client.attention([[1.0]], [[1.0]], value).output.tolist() == [[1.0, 2.0]]
 
 
 @pytest.mark.parametrize(

@@ -418,6 +418,17 @@ def test_a_client_closes_its_own_connections() -> None:
     assert http.is_closed
 
 
+def test_an_async_client_closes_its_own_connections_only() -> None:
+    async def main() -> None:
+        client = AsyncAttentionClient()
+        await client.with_options(timeout=1).aclose()
+        assert not client._http.is_closed
+        await client.aclose()
+        assert client._http.is_closed
+
+    asyncio.run(main())
+
+
 def test_an_awaited_call_can_be_cancelled(server: ScriptedServer) -> None:
     async def main() -> None:
         async with AsyncAttentionClient(server.url) as client:

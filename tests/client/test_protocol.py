@@ -37,6 +37,7 @@ from attention_client._protocol import (
     Policy,
     retry_delay,
 )
+from attention_client._transport import small_content
 from attention_wire import bodies
 
 DEFAULTS: dict[str, Any] = {
@@ -171,6 +172,7 @@ def test_a_large_body_goes_in_pieces_while_there_is_time() -> None:
     array = np.arange(PIECE_BYTES, dtype=np.float32).reshape(1, -1)
     call = _calls.attention(array, array, array, **DEFAULTS, **HEADS)
     attempt = Exchange(call, Policy(timeout=10, clock=clock)).attempt()
+    assert small_content(attempt) is None
     pieces = list(attempt.pieces())
     assert b"".join(pieces) == body_of(call.request)
     assert max(map(len, pieces)) == PIECE_BYTES
@@ -180,6 +182,11 @@ def test_a_large_body_goes_in_pieces_while_there_is_time() -> None:
     clock.seconds += 10
     with pytest.raises(DeadlineExceededError, match="within 10 s"):
         next(rest)
+
+
+def test_a_small_body_goes_in_one_piece() -> None:
+    call = _calls.attention([[1.0]], [[1.0]], [[1.0]], **DEFAULTS, **HEADS)
+    assert small_content(Exchange(call, Policy()).attempt()) == body_of(call.request)
 
 
 # --- Answers ---------------------------------------------------------------------------

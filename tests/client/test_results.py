@@ -168,6 +168,11 @@ def test_long_and_unprintable_labels() -> None:
     assert len(lines) == 1 + 10 + 2 + 1
 
 
+def test_labels_are_shortened_by_their_width() -> None:
+    drawing = attention_map(["注意力机制的可视化图", "ok"], np.eye(2))
+    assert drawing.splitlines()[-3] == "注意力机制的… ██   → 注意力机制… 1.00"
+
+
 def test_special_keys_set_neither_shades_nor_notes() -> None:
     weights = [[0.8, 0.2], [0.9, 0.1]]
     rows = attention_map(["[CLS]", "cat"], weights, special=[1, 0]).splitlines()

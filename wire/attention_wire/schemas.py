@@ -184,6 +184,9 @@ class _AttentionOptions(_Compute):
     )
 
 
+MAX_HEADS = 2**16
+
+
 class AttentionRequest(_AttentionOptions):
     """Scaled dot-product attention over tensors: softmax(scale·QKᵀ + mask)·V."""
 
@@ -194,8 +197,12 @@ class AttentionRequest(_AttentionOptions):
         description="[B,Hkv,S,D], [B,S,Hkv·D] or [S,D]; query head h reads key head h // (Hq/Hkv)"
     )
     value: FloatTensor = Field(description="[B,Hkv,S,Dv], [B,S,Hkv·Dv] or [S,Dv]")
-    q_num_heads: int | None = Field(default=None, ge=1, description="Hq, for rank 3 only")
-    kv_num_heads: int | None = Field(default=None, ge=1, description="Hkv, for rank 3 only")
+    q_num_heads: int | None = Field(
+        default=None, ge=1, le=MAX_HEADS, description="Hq, for rank 3 only"
+    )
+    kv_num_heads: int | None = Field(
+        default=None, ge=1, le=MAX_HEADS, description="Hkv, for rank 3 only"
+    )
 
 
 class ModuleRequest(_AttentionOptions):

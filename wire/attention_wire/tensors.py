@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import binascii
 import math
+import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal, TypeAlias
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from attention_wire.problems import InvalidTensor, MalformedTensor
 
@@ -36,6 +38,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "int64": np.dtype("<i8"),
 }
 MAX_RANK = 16
+MAX_BYTES = 2**40
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 # An upper bound of the characters of one element in a list, with its comma; float16 and
@@ -88,7 +91,9 @@ def _from_object(value: dict[str, Any], *, only_numbers: bool) -> Array:
     data = value["data"]
     if isinstance(data, list):
         array = _from_list(data, dtype, only_numbers=only_numbers)
-        if array.size != math.prod(shape) or array.shape not in ((array.size,), shape):
+        # No list can hold what comes after a dimension of zero.
+        nested = shape[: shape.index(0) + 1] if 0 in shape else shape
+        if array.size != math.prod(shape) or array.shape not in ((array.size,), nested):
             raise MalformedTensor(
                 f"data holds {array.size} elements in the shape {list(array.shape)}, "
                 f"but shape says {list(shape)}: {math.prod(shape)} elements, flat or nested"
@@ -120,8 +125,8 @@ def check_shape(shape: object, dtype: np.dtype[Any]) -> tuple[int, ...]:
     """A shape as a tuple, once it is one that an array can have.
 
     Raises:
-        InvalidTensor: it is no list of integers ≥ 0, has too many dimensions, or names more
-            elements than any machine could hold.
+        InvalidTensor: it is no list of integers ≥ 0, has too many dimensions, or is too
+            large, be it for its dimensions beside a zero alone.
     """
     if not isinstance(shape, Sequence) or isinstance(shape, str):
         raise InvalidTensor(f"shape must be a list of integers; got {_kind(shape)}")
@@ -131,8 +136,8 @@ def check_shape(shape: object, dtype: np.dtype[Any]) -> tuple[int, ...]:
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise InvalidTensor(f"shape must hold integers of 0 or more; got {size!r:.40}")
     # Numpy multiplies all dimensions but the zeros, so a shape can be too large and empty.
-    if math.prod(size or 1 for size in shape) * dtype.itemsize > 2**62:
-        raise InvalidTensor(f"shape {list(shape)} is too large for any machine")
+    if math.prod(size or 1 for size in shape) * dtype.itemsize > MAX_BYTES:
+        raise InvalidTensor(f"shape {list(shape)} is too large: at most 2**40 bytes are taken")
     return tuple(shape)
 
 
@@ -260,16 +265,22 @@ def to_json(array: Array, tensor_format: TensorFormat) -> object:
     if dtype_name(array) == "bfloat16":
         array = array.astype(np.float32)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return _named_non_finite(array.tolist())
-    return array if array.ndim and array.size else array.tolist()
+        return _named_non_finite(array)
+    if array.size == 0:
+        return array.tolist()
+    return array if array.ndim else array[()]
 
 
-def _named_non_finite(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_named_non_finite(item) for item in value]
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+def _named_non_finite(array: Array) -> orjson.Fragment:
+    """The array's list with words where orjson writes null: in order, one for each."""
+    words = iter([_word(number) for number in array[~np.isfinite(array)].tolist()])
+    plain = array if array.ndim else array[()]
+    text = orjson.dumps(plain, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.Fragment(re.sub(b"null", lambda _: next(words), text))
+
+
+def _word(number: float) -> bytes:
+    return b'"NaN"' if math.isnan(number) else b'"Infinity"' if number > 0 else b'"-Infinity"'
 
 
 def as_bytes(array: Array) -> memoryview:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from starlette.requests import Request
@@ -16,6 +17,8 @@ from attention_wire.tensors import Buffer, TensorFormat, json_bound
 
 # Everything in an answer that is no tensor and does not grow with one.
 _FRAME_BYTES = 1024
+# Numpy counts the other dimensions of an empty array too, and in bytes up to 2**63.
+_MOST_ELEMENTS = 2**58
 
 
 class BuffersResponse(Response):
@@ -74,6 +77,13 @@ def check_limits(
         ProblemError: ``answer_too_large`` or ``memory_too_large``, with the size, the limit
             and what to ask for instead.
     """
+    for name, (shape, _) in job.answer_shapes.items():
+        if math.prod(size or 1 for size in shape) > _MOST_ELEMENTS:
+            raise ProblemError(
+                Code.ANSWER_TOO_LARGE,
+                f"{name} would be empty, but of a shape too large for an array: {list(shape)}. "
+                + job.smaller,
+            )
     form = "safetensors" if media_type == SAFETENSORS else tensor_format
     answer = _FRAME_BYTES + json_bound(job.answer_shapes, form)
     if answer > max_answer_bytes:

@@ -68,6 +68,7 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         root_path=settings.root_path,
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,  # it would send the caller wherever its Host header says
         static_url="/docs-assets",
         openapi_tags=openapi.TAGS,
     )

@@ -95,6 +95,9 @@ class ComputeEndpoint:
         except ProblemError as problem:
             self._metrics.count(route, STATUS[problem.code], problem.code)
             raise
+        except Exception:
+            self._metrics.count(route, STATUS[Code.INTERNAL], Code.INTERNAL)
+            raise
         self._metrics.count(route, response.status_code)
         return response
 

@@ -95,7 +95,10 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 async def _on_error(request: Request, error: Exception) -> Response:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     detail = "The service failed on this request. The request id leads to its log."
-    return problem_response(ProblemError(Code.INTERNAL, detail), request)
+    response = problem_response(ProblemError(Code.INTERNAL, detail), request)
+    # Starlette sends this one past every middleware, so past the one that sets the header.
+    response.headers["X-Request-ID"] = request.scope.get("state", {}).get("request_id", "")
+    return response
 
 
 def install(app: Starlette) -> None:

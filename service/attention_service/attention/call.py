@@ -16,7 +16,7 @@ import numpy as np
 
 from attention_service.attention import values
 from attention_service.attention.values import finite_magnitude, magnitude
-from attention_wire.problems import Code, FieldProblem, ProblemError
+from attention_wire.problems import Code, ProblemError
 from attention_wire.schemas import AttentionRequest, Return
 from attention_wire.tensors import Array, dtype_name
 
@@ -268,8 +268,4 @@ def _shape(tensor: Array) -> list[int]:
 
 
 def _invalid(name: str, message: str) -> ProblemError:
-    return ProblemError(
-        Code.INVALID_TENSOR,
-        f"{name} {message}",
-        [FieldProblem(loc=(name,), msg=message)],
-    )
+    return ProblemError.of_field(name, message, Code.INVALID_TENSOR)

@@ -46,7 +46,7 @@ _MAX_SESSIONS = 64
 
 
 class EngineError(Exception):
-    """A provider is missing, or a model cannot be loaded."""
+    """A provider is missing, or a model cannot be loaded or run."""
 
 
 class Session:
@@ -66,8 +66,15 @@ class Session:
         self.provider = _provider_that_runs(session)
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        """The named outputs for these inputs."""
-        results: list[Array] = self._session.run(list(outputs), dict(feeds))
+        """The named outputs for these inputs.
+
+        Raises:
+            EngineError: ONNX Runtime fails on them; the message says why.
+        """
+        try:
+            results: list[Array] = self._session.run(list(outputs), dict(feeds))
+        except _SESSION_ERRORS as error:
+            raise EngineError(str(error)) from error
         return results
 
 

@@ -15,13 +15,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 MANIFEST_FILE = "module.json"
 MODEL_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
+
+
+# Name → the shape that an output has, and the one that it should have.
+Probe: TypeAlias = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 class Outputs(BaseModel):

@@ -17,7 +17,7 @@ from attention_service.attention import values
 from attention_service.attention.call import fit_mask
 from attention_service.attention.engine import Session
 from attention_service.attention.job import Job, Shapes
-from attention_service.modules.manifest import Outputs
+from attention_service.modules.manifest import Outputs, Probe
 from attention_wire.problems import Code, ProblemError
 from attention_wire.schemas import ModuleInfo, ModuleRequest
 from attention_wire.tensors import Array, dtype_name
@@ -38,6 +38,18 @@ class MultiHeadModule:
         self.info = info
         self.session = session
         self.outputs = outputs
+
+    def probe(self) -> Probe:
+        """Run it once: the shapes that it gives, and those that it should give."""
+        info = self.info
+        widths = {name: getattr(info, width) for name, width in _WIDTHS.items()}
+        feeds = {name: np.zeros((1, 2, width), np.float32) for name, width in widths.items()}
+        feeds["attn_bias"] = np.zeros((1, 1, 1, 1), np.float32)
+        feeds["scale"] = np.ones((), np.float32)
+        names = [self.outputs.output, *self.outputs.weights]
+        expected = [(1, 2, info.embed_dim), (1, info.num_heads, 2, 2)]
+        arrays = self.session.run(names, feeds)
+        return {n: (a.shape, e) for n, a, e in zip(names, arrays, expected, strict=True)}
 
     def job(self, request: ModuleRequest) -> MultiHeadJob:
         """A request to this module as a job.
@@ -98,7 +110,12 @@ class MultiHeadJob(Job):
         query = self._tensors["query"]
         wanted = {"output": names.output, "weights": names.weights[0]}
         wanted = {name: full for name, full in wanted.items() if getattr(self._wants, name)}
-        arrays = self._arrays(list(wanted.values())) if wanted else []
+        tensors = self._finite_tensors()
+        if query.shape[0] * query.shape[1] == 0:
+            shapes = {"output": query.shape, "weights": self._scores}
+            arrays = [np.zeros(shapes[name], np.float32) for name in wanted]
+        else:
+            arrays = self._arrays(list(wanted.values()), tensors) if wanted else []
         answer: dict[str, Any] = {}
         for name, array in zip(wanted, arrays, strict=True):
             with np.errstate(over="ignore"):  # checked in the next line
@@ -110,8 +127,7 @@ class MultiHeadJob(Job):
             "provider": self._module.session.provider,
         }
 
-    def _arrays(self, outputs: list[str]) -> list[Array]:
-        tensors = self._finite_tensors()
+    def _arrays(self, outputs: list[str], tensors: dict[str, Array]) -> list[Array]:
         feeds = {name: t.astype(np.float32, copy=False) for name, t in tensors.items()}
         feeds["attn_bias"] = _bias(self._mask, self._scores, is_causal=self._is_causal)
         with np.errstate(over="ignore"):  # what it leads to is checked

@@ -171,12 +171,32 @@ def load(folder: Path, engine: Engine) -> Module:
         sha256=manifest.files[MODEL_FILE],
         **manifest.model_dump(include=set(ModuleInfo.model_fields)),
     )
-    if not is_text:
-        return MultiHeadModule(info, session, manifest.outputs)
+    module: Module
+    if is_text:
+        try:
+            module = TextModule(info, session, manifest.outputs, Tokenizer.open(folder))
+        except TokenizerError as error:
+            raise ModuleError(str(error)) from error
+    else:
+        module = MultiHeadModule(info, session, manifest.outputs)
+    _check_run(module)
+    return module
+
+
+def _check_run(module: Module) -> None:
+    """Run a module once, so that what its files do not agree on shows now, not in calls."""
     try:
-        return TextModule(info, session, manifest.outputs, Tokenizer.open(folder))
-    except TokenizerError as error:
-        raise ModuleError(str(error)) from error
+        shapes = module.probe()
+    except Exception as error:  # ONNX Runtime's errors have no other base
+        raise ModuleError(
+            f"{MODEL_FILE} does not run with what the other files say: {error}"
+        ) from error
+    for name, (given, expected) in shapes.items():
+        if given != expected:
+            raise ModuleError(
+                f"{MODEL_FILE} gives {name} of the shape {list(given)} where {MANIFEST_FILE} says "
+                f"{list(expected)}"
+            )
 
 
 def _manifest(folder: Path) -> Manifest:

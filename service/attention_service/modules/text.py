@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import orjson
 from typing_extensions import override
 
 from attention_service.attention.engine import Session
 from attention_service.attention.job import Job, Shapes
-from attention_service.modules.manifest import Outputs
+from attention_service.modules.manifest import Outputs, Probe
 from attention_service.modules.tokens import Tokenizer, Tokens
 from attention_wire.problems import Code, ProblemError
 from attention_wire.schemas import ModuleInfo, TextRequest
 from attention_wire.tensors import Array
 
+# Names, dtypes, shapes and offsets of one result's tensors, in any form.
+_RESULT_BYTES = 256
 INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 
 
@@ -35,6 +38,17 @@ class TextModule:
         self.session = session
         self.outputs = outputs
         self.tokenizer = tokenizer
+
+    def probe(self) -> Probe:
+        """Run it over its longest text: the shapes that it gives, and those that it should."""
+        info = self.info
+        longest = info.max_length or 2
+        self.session.run([self.outputs.output], _feeds(self.tokenizer.last_tokens(longest)))
+        names = [self.outputs.output, *self.outputs.weights]
+        arrays = self.session.run(names, _feeds(self.tokenizer.last_tokens(2)))
+        weights = (1, info.num_heads, 2, 2)
+        expected = [(1, 2, info.embed_dim), *[weights] * info.num_layers]
+        return {n: (a.shape, e) for n, a, e in zip(names, arrays, expected, strict=True)}
 
     def job(self, request: TextRequest) -> TextJob:
         """A request to this module as a job.
@@ -80,8 +94,9 @@ class TextJob(Job):
             if self._wants.weights:
                 shape = (len(self._layers), len(self._heads), length, length)
                 shapes[f"{index}.weights"] = (shape, "float32")
-            # About 80 bytes of JSON tell of one token.
-            shapes[f"{index}.tokens"] = ((length, 20), "int32")
+            # What tells of the tokens is JSON, in safetensors JSON in a string of JSON.
+            told = 2 * len(orjson.dumps(tokens.fields)) + _RESULT_BYTES
+            shapes[f"{index}.tokens"] = ((told,), "bool")
         return shapes
 
     @property

@@ -63,9 +63,19 @@ class Tokenizer:
         try:
             text = (folder / cls.FILE).read_text(encoding="utf-8")
             tokenizer = tokenizers.Tokenizer.from_str(text)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the library raises Exception itself
             raise TokenizerError(f"{cls.FILE} cannot be read: {error}") from error
         return cls(tokenizer)
+
+    def last_tokens(self, length: int) -> Tokens:
+        """So many of the token with the highest id, in the last segment: a model's extreme."""
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        segments = self._tokenizer.encode("a", "a").type_ids
+        return Tokens(
+            ids=np.full(length, max(ids, default=0), np.int64),
+            type_ids=np.full(length, max(segments, default=0), np.int64),
+            fields={},
+        )
 
     def encode(
         self, text: str, pair: str | None, max_length: int | None, *, truncate: bool, place: str
@@ -90,7 +100,11 @@ class Tokenizer:
                 "module takes; send a shorter text",
                 Code.TEXT_TOO_LONG,
             )
-        encoding = self._tokenizer.encode(text, pair)
+        try:
+            encoding = self._tokenizer.encode(text, pair)
+        except Exception as error:  # the library raises Exception itself
+            message = f"the module's tokenizer does not take this text: {error}"
+            raise ProblemError.of_field(place, message) from error
         if max_length is not None and len(encoding) > max_length:
             if not truncate:
                 raise ProblemError.of_field(

@@ -101,16 +101,17 @@ class Admission:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if not turn.cancelled():
                 self._running -= 1
                 self._used_bytes -= peak_bytes
-            else:
+            elif (peak_bytes, turn) in self._queue:
                 self._queue.remove((peak_bytes, turn))
             self._wake()
             raise
 
     def _wake(self) -> None:
-        while self._queue and self._fits(self._queue[0][0]):
+        while self._queue and (self._queue[0][1].cancelled() or self._fits(self._queue[0][0])):
             peak_bytes, turn = self._queue.popleft()
-            self._take(peak_bytes)
-            turn.set_result(None)
+            if not turn.cancelled():  # its caller is gone, but has not run since
+                self._take(peak_bytes)
+                turn.set_result(None)
