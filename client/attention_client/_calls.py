@@ -37,9 +37,9 @@ from attention_wire.schemas import (
     ServiceInfo,
     TextAnswer,
     TextResult,
-    validate,
 )
 from attention_wire.tensors import Array
+from attention_wire.validation import validate
 
 Texts: TypeAlias = list[str] | tuple[str, ...]
 Indices: TypeAlias = Literal["all"] | Sequence[int] | npt.NDArray[np.integer[Any]]

@@ -1,147 +1,23 @@
 """Requests and answers: the fields of the contract, their types and their descriptions.
 
 The OpenAPI document is made from these models, and both sides read bodies through them.
-Tensor fields hold numpy arrays once read; lists of numbers never go through pydantic one
-by one.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Literal, TypeAlias
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
-from pydantic_core.core_schema import ValidationInfo
-from typing_extensions import TypeAliasType
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from attention_wire.bodies import Fields
-from attention_wire.problems import Code, FieldProblem, MalformedTensor, ProblemError, TensorError
-from attention_wire.tensors import FLOAT_DTYPES, Array, TensorFormat, dtype_name, from_json
-
-# --- Tensor fields ---------------------------------------------------------------------
-
-NonFinite: TypeAlias = Literal["NaN", "Infinity", "-Infinity"]
-NestedNumbers = TypeAliasType("NestedNumbers", "list[NestedNumbers] | list[float | NonFinite]")
-NestedBools = TypeAliasType("NestedBools", "list[NestedBools] | list[bool]")
-
-
-class EncodedTensor(BaseModel):
-    """A tensor with its dtype and shape: base64 of little-endian, row-major bytes, or a list."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    dtype: Literal["float16", "bfloat16", "float32", "float64", "bool", "int32", "int64"]
-    shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=16)
-    data: str | NestedNumbers | NestedBools = Field(
-        description="base64 in the standard alphabet, or a list, flat or nested"
-    )
-
-
-def _decoder(check: Callable[[object, Array], None]) -> Callable[[object, ValidationInfo], Array]:
-    """A validator that reads a tensor in any of its forms, then checks it."""
-
-    def decode(value: object, info: ValidationInfo) -> Array:
-        if isinstance(value, np.ndarray):
-            array = value
-        else:
-            only_numbers = bool(info.context and info.context["only_numbers"])
-            try:
-                array = from_json(value, only_numbers=only_numbers)
-            except TensorError as error:
-                malformed = isinstance(error, MalformedTensor)
-                code = Code.MALFORMED_TENSOR if malformed else Code.INVALID_TENSOR
-                raise _field_error(code, str(error)) from None
-        check(value, array)
-        return array
-
-    return decode
-
-
-def _field_error(code: Code, message: str) -> PydanticCustomError:
-    # The message goes in as a value: pydantic would read its braces as a template.
-    return PydanticCustomError(code, "{message}", {"message": message})
-
-
-def _check_float(_: object, array: Array) -> None:
-    if dtype_name(array) not in FLOAT_DTYPES:
-        raise _field_error(
-            Code.INVALID_TENSOR,
-            f"dtype {dtype_name(array)} is not taken here; send one of {', '.join(FLOAT_DTYPES)}",
-        )
-
-
-def _check_mask(value: object, array: Array) -> None:
-    if dtype_name(array) not in {"bool", *FLOAT_DTYPES}:
-        raise _field_error(
-            Code.INVALID_TENSOR,
-            f"a mask of {dtype_name(array)} could mean 'may attend' or 'add to the scores'; "
-            "send bool (true = may attend) or a float bias",
-        )
-    is_number_list = isinstance(value, list) and array.dtype.kind == "f"
-    if is_number_list and array.any() and np.isin(array, (0, 1)).all():
-        raise _field_error(
-            Code.INVALID_TENSOR,
-            "a list of 0s and 1s could mean 'may attend' or 'add to the scores'; write "
-            "true and false for a mask, or send a float bias as an object with its dtype",
-        )
-
-
-FloatTensor: TypeAlias = Annotated[
-    Array,
-    PlainValidator(_decoder(_check_float), json_schema_input_type=NestedNumbers | EncodedTensor),
-]
-MaskTensor: TypeAlias = Annotated[
-    Array,
-    PlainValidator(
-        _decoder(_check_mask), json_schema_input_type=NestedBools | NestedNumbers | EncodedTensor
-    ),
-]
-
-# --- Other fields that take one of several forms ---------------------------------------
-
-
-def _text(value: object) -> str | list[str]:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        return value
-    if isinstance(value, list) and not value:
-        raise _field_error(Code.INVALID_FIELD, "holds no text; send a string or a list of strings")
-    raise _field_error(Code.INVALID_FIELD, "must be a string or a list of strings")
-
-
-def _indices(value: object) -> Literal["all"] | list[int]:
-    if isinstance(value, str) and value == "all":
-        return "all"
-    if not isinstance(value, list) or not all(type(item) is int for item in value):
-        raise _field_error(Code.INVALID_FIELD, 'must be "all" or a list of integers')
-    if not value or min(value) < 0 or len(set(value)) < len(value):
-        raise _field_error(
-            Code.INVALID_FIELD,
-            "must name each index once, from 0 up, and at least one; "
-            'use "all", or return.weights = false for none',
-        )
-    return value
-
-
-TextInput: TypeAlias = Annotated[
-    str | list[str],
-    PlainValidator(_text, json_schema_input_type=str | Annotated[list[str], Field(min_length=1)]),
-]
-Indices: TypeAlias = Annotated[
-    Literal["all"] | list[int],
-    PlainValidator(
-        _indices,
-        json_schema_input_type=Literal["all"]
-        | Annotated[
-            list[Annotated[int, Field(ge=0)]],
-            Field(min_length=1, json_schema_extra={"uniqueItems": True}),
-        ],
-    ),
-]
+from attention_wire.fields import (
+    FloatTensor,
+    IndexList,
+    Indices,
+    IntTensor,
+    MaskTensor,
+    TextInput,
+)
+from attention_wire.tensors import TensorFormat
 
 # --- Requests --------------------------------------------------------------------------
 
@@ -158,18 +34,99 @@ class _Request(BaseModel):
     )
 
 
+class Range(_Request):
+    """Rows from `start` up to, not including, `stop`."""
+
+    start: int = Field(ge=0)
+    stop: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Range:
+        if self.stop <= self.start:
+            raise ValueError(f"stop is {self.stop} and start {self.start}: the range holds no row")
+        return self
+
+
+def _queries_form(value: object) -> str | None:
+    if isinstance(value, list):
+        return "list"
+    return "range" if isinstance(value, dict | Range) else None
+
+
+def _weights_form(value: object) -> str | None:
+    if isinstance(value, bool):
+        return "flag"
+    return "selection" if isinstance(value, dict | WeightsSelection) else None
+
+
+class WeightsSelection(_Request):
+    """The part of the weights that is wanted; no more is computed."""
+
+    heads: IndexList | None = Field(
+        default=None, description="Query heads, in this order; all by default. Scores too"
+    )
+    queries: (
+        Annotated[
+            Annotated[IndexList, Tag("list")] | Annotated[Range, Tag("range")],
+            Discriminator(
+                _queries_form,
+                custom_error_type="invalid_field",
+                custom_error_message='must be a list of integers, or {"start": …, "stop": …}',
+            ),
+        ]
+        | None
+    ) = Field(default=None, description="Query rows, in this order; all by default. Scores too")
+    reduce: Literal["mean", "max"] | None = Field(
+        default=None, description="Over the selected heads, which leaves one"
+    )
+    top_k: int | None = Field(
+        default=None,
+        ge=1,
+        description="Only the k largest of each row (after `reduce`), sorted, ties to the lower "
+        "index: `indices`, `values` and `rest`",
+    )
+
+
 class Return(_Request):
     """What to compute and to answer; what is not asked for is not computed."""
 
-    output: bool = Field(default=True, description="softmax(…)·V, after any output projection")
-    weights: bool = Field(default=True, description="The attention weights, of every head")
+    output: bool = Field(default=True, description="softmax(…)·V")
+    weights: Annotated[
+        Annotated[bool, Tag("flag")] | Annotated[WeightsSelection, Tag("selection")],
+        Discriminator(
+            _weights_form,
+            custom_error_type="invalid_field",
+            custom_error_message="must be true, false, or an object that selects a part of them",
+        ),
+    ] = Field(default=True, description="The attention weights: all, none or a selection")
+    lse: bool = Field(
+        default=False, description="Natural logarithm of each row's sum of exp(score), sinks too"
+    )
+    entropy: bool = Field(
+        default=False, description="−Σ w ln w of each row of weights, over the keys"
+    )
+    scores: Literal[False, "raw", "softcap", "masked"] = Field(
+        default=False,
+        description="The scores: scale·QKᵀ, after the softcap, or after mask and ALiBi. ONNX "
+        "qk_matmul_output_mode 0, 1 and 2",
+    )
+    present: bool = Field(
+        default=False, description="present_key and present_value; always given with a past"
+    )
+    plan: bool = Field(default=False, description="How the call was run, and what it cost")
+
+
+class PlainReturn(_Request):
+    """What to compute and to answer; what is not asked for is not computed."""
+
+    output: bool = Field(default=True, description="The last rows, after any output projection")
+    weights: bool = Field(default=True, description="The attention weights of every head")
 
 
 class _Compute(_Request):
     tensor_format: TensorFormat = Field(
         default="list", description="How a JSON answer carries tensors"
     )
-    return_: Return = Field(default=Return(), alias="return")
 
 
 class _AttentionOptions(_Compute):
@@ -178,13 +135,17 @@ class _AttentionOptions(_Compute):
         description="bool (true = may attend) or float (added to the scores), broadcast from the "
         "right to [B,Hq,L,S]; where its last dimension is shorter than S, the rest is masked",
     )
-    is_causal: bool = Field(default=False, description="Query i sees the keys j ≤ i")
+    is_causal: bool = Field(
+        default=False, description="Query i sees the keys at its own position and before it"
+    )
     scale: float | None = Field(
         default=None, description="Factor on the scores; 1/√D where it is not given"
     )
 
 
 MAX_HEADS = 2**16
+_POSITION = 2**31 - 1
+SoftmaxPrecision: TypeAlias = Literal[1, 10, 11, 16, "float32", "float16", "float64", "bfloat16"]
 
 
 class AttentionRequest(_AttentionOptions):
@@ -203,6 +164,49 @@ class AttentionRequest(_AttentionOptions):
     kv_num_heads: int | None = Field(
         default=None, ge=1, le=MAX_HEADS, description="Hkv, for rank 3 only"
     )
+    softcap: float = Field(
+        default=0.0, ge=0, description="c > 0 bounds the scores: c·tanh(score / c); before any mask"
+    )
+    left_window_size: int = Field(
+        default=-1, ge=-1, le=_POSITION, description="Keys before a query that it sees; −1: all"
+    )
+    right_window_size: int = Field(
+        default=-1, ge=-1, le=_POSITION, description="Keys after a query that it sees; −1: all"
+    )
+    nonpad_kv_seqlen: IntTensor | None = Field(
+        default=None,
+        description="[B]: keys of each batch element that are no padding; not with a past",
+    )
+    softmax_precision: SoftmaxPrecision | None = Field(
+        default=None,
+        description="Least precision of the softmax: an ONNX number (1, 10, 11, 16) or a dtype's "
+        "name; it is computed in float32 or better anyway",
+    )
+    past_key: FloatTensor | None = Field(
+        default=None, description="[B,Hkv,P,D], keys before `key`: T = P + S keys in all"
+    )
+    past_value: FloatTensor | None = Field(default=None, description="[B,Hkv,P,Dv]")
+    sinks: FloatTensor | None = Field(
+        default=None, description="[Hq]: a logit in the denominator of each head's softmax"
+    )
+    alibi_slopes: FloatTensor | None = Field(
+        default=None, description="[Hq]: adds −slope·|query position − key position|"
+    )
+    query_document_ids: IntTensor | None = Field(
+        default=None, description="[B,L]: a query sees the keys of its own document only"
+    )
+    key_document_ids: IntTensor | None = Field(default=None, description="[B,T]")
+    query_offset: int | None = Field(
+        default=None,
+        ge=-_POSITION,
+        le=_POSITION,
+        description="Position of the first query; by default the past's length, with "
+        "nonpad_kv_seqlen that minus L, else 0",
+    )
+    key_offset: int = Field(
+        default=0, ge=-_POSITION, le=_POSITION, description="Position of the first key"
+    )
+    return_: Return = Field(default=Return(), alias="return")
 
 
 class ModuleRequest(_AttentionOptions):
@@ -211,6 +215,7 @@ class ModuleRequest(_AttentionOptions):
     query: FloatTensor = Field(description="[B,L,E]")
     key: FloatTensor | None = Field(default=None, description="[B,S,Ek]; the query by default")
     value: FloatTensor | None = Field(default=None, description="[B,S,Ev]; the key by default")
+    return_: PlainReturn = Field(default=PlainReturn(), alias="return")
 
 
 class TextRequest(_Compute):
@@ -228,6 +233,7 @@ class TextRequest(_Compute):
     truncate: bool = Field(
         default=False, description="Cut a text that is too long rather than refuse it"
     )
+    return_: PlainReturn = Field(default=PlainReturn(), alias="return")
 
 
 # --- Answers ---------------------------------------------------------------------------
@@ -237,17 +243,71 @@ class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
 
+class TopK(_Answer):
+    """The k largest weights of each row."""
+
+    indices: IntTensor = Field(description="[B,H,L,k] keys, by falling weight")
+    values: FloatTensor = Field(description="[B,H,L,k] their weights")
+    rest: FloatTensor = Field(
+        description="[B,H,L] the mass of the keys left out, sinks not counted"
+    )
+
+
+class PlanStep(_Answer):
+    """One kernel that a call runs, and on what."""
+
+    kernel: str
+    computes: list[str] = Field(description="What it gives of the answer")
+    dtype: str = Field(description="What it computes in")
+    tiles: int = Field(description="Runs of the kernel's graph")
+    tile_shape: list[int] = Field(description="Largest tile: heads, query rows, keys")
+    flops: int = Field(description="Of its matrix products and softmax, what is masked left out")
+    bytes: int = Field(description="Moved at least: tensors in and out, scores of each tile twice")
+
+
+class PlanInfo(_Answer):
+    """How a call was run, and what that was predicted to cost."""
+
+    steps: list[PlanStep]
+    lanes: int = Field(description="Threads that the tiles are shared among")
+    flops: int
+    bytes: int
+    predicted_ms: float = Field(description="By this machine's measured speed")
+    peak_bytes: int = Field(description="Most memory above the tensors that came in")
+
+
+def _answered_weights_form(value: object) -> str:
+    is_object = isinstance(value, TopK) or (isinstance(value, dict) and "indices" in value)
+    return "top_k" if is_object else "tensor"
+
+
 class AttentionAnswer(_Answer):
     """Outputs and weights, each present only if it was asked for."""
 
     output: FloatTensor | None = Field(
         default=None, description="In the query's rank and dtype: [B,Hq,L,Dv], [B,L,Hq·Dv], [L,Dv]"
     )
-    weights: FloatTensor | None = Field(
-        default=None, description="[B,Hq,L,S], for rank 2 [L,S]; rows sum to 1, or to 0 if masked"
+    weights: (
+        Annotated[
+            Annotated[FloatTensor, Tag("tensor")] | Annotated[TopK, Tag("top_k")],
+            Discriminator(_answered_weights_form),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="[B,Hq,L,T], for rank 2 [L,T]; rows sum to 1, or to 0 if masked; or the "
+        "selection asked for",
     )
+    lse: FloatTensor | None = Field(
+        default=None, description="[B,Hq,L] or [L], float32, or float64 for float64"
+    )
+    entropy: FloatTensor | None = Field(default=None, description="As lse, in nats")
+    scores: FloatTensor | None = Field(default=None, description="In the shape of weights")
+    present_key: FloatTensor | None = Field(default=None, description="[B,Hkv,T,D]")
+    present_value: FloatTensor | None = Field(default=None, description="[B,Hkv,T,Dv]")
     module: str | None = Field(default=None, description="The learned module that answered")
     provider: str = Field(description="The execution provider that ran the call")
+    plan: PlanInfo | None = None
 
 
 class TextResult(_Answer):
@@ -335,65 +395,3 @@ class Health(_Answer):
     """Whether the process lives, or is ready to take calls."""
 
     status: Literal["ok", "starting", "draining"]
-
-
-# --- Reading ---------------------------------------------------------------------------
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def validate(model: type[Model], fields: Fields) -> Model:
-    """Fields as a model, every wrong field named with what would be right.
-
-    Raises:
-        ProblemError: with a ``FieldProblem`` for each wrong field. Its code is the gravest:
-            a tensor that cannot be read comes before a field that is wrong.
-    """
-    try:
-        return model.model_validate(fields.values, context={"only_numbers": fields.only_numbers})
-    except ValidationError as error:
-        wrong = error.errors(include_url=False, include_input=False)
-        found = [_problem(model, item) for item in wrong[:_MOST_PROBLEMS]]
-    codes = {code for code, _ in found}
-    code = Code.MALFORMED_TENSOR if Code.MALFORMED_TENSOR in codes else found[0][0]
-    first = found[0][1]
-    more = f" ({len(wrong) - 1} more; see errors)" if len(wrong) > 1 else ""
-    detail = ProblemError.of_field(first.loc, first.msg).detail + more
-    raise ProblemError(code, detail, [problem for _, problem in found])
-
-
-# A caller who gets more fields wrong than this has one thing wrong.
-_MOST_PROBLEMS = 20
-_LONGEST_NAME = 100
-_CODES = {"extra_forbidden": Code.UNKNOWN_FIELD, "missing": Code.MISSING_FIELD}
-
-
-def _problem(model: type[BaseModel], item: ErrorDetails) -> tuple[Code, FieldProblem]:
-    kind = item["type"]
-    loc = tuple(part[:_LONGEST_NAME] if isinstance(part, str) else part for part in item["loc"])
-    if kind == "extra_forbidden":
-        message = _unknown(model, loc)
-    elif kind == "missing":
-        message = "is missing"
-    else:
-        message = item["msg"]
-    code = Code(kind) if kind in list(Code) else _CODES.get(kind, Code.INVALID_FIELD)
-    return code, FieldProblem(loc=loc, msg=message)
-
-
-def _unknown(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    names = _field_names(model, loc[:-1])
-    near = difflib.get_close_matches(str(loc[-1]), names, n=1, cutoff=0.5)
-    cure = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(names))}"
-    return f"unknown field; {cure}"
-
-
-def _field_names(model: type[BaseModel], parents: tuple[int | str, ...]) -> Mapping[str, Any]:
-    """The names that the model's fields go by, or those of the model inside it."""
-    fields = {info.alias or name: info for name, info in model.model_fields.items()}
-    if not parents:
-        return fields
-    inner = fields[str(parents[0])].annotation
-    if isinstance(inner, type) and issubclass(inner, BaseModel):
-        return _field_names(inner, parents[1:])
-    return {}

@@ -54,12 +54,13 @@ def dtype_name(array: Array) -> str:
 # --- JSON in ---------------------------------------------------------------------------
 
 
-def from_json(value: object, *, only_numbers: bool = False) -> Array:
+def from_json(value: object, *, only_numbers: bool = False, integers: bool = False) -> Array:
     """Read a tensor from a parsed JSON value.
 
     Args:
         value: a nested list, or an object with ``dtype``, ``shape`` and ``data``. Numbers
             in a plain list become float32, true and false become bool.
+        integers: the field takes integers: those in a plain list become int64.
         only_numbers: what :attr:`attention_wire.documents.Document.only_numbers` says; it
             spares a look at each element.
 
@@ -73,7 +74,8 @@ def from_json(value: object, *, only_numbers: bool = False) -> Array:
     if isinstance(value, dict):
         return _from_object(value, only_numbers=only_numbers)
     if isinstance(value, list):
-        return _from_list(value, None, only_numbers=only_numbers)
+        dtype = DTYPES["int64"] if integers else None
+        return _from_list(value, dtype, only_numbers=only_numbers)
     raise InvalidTensor(
         "expected a nested list of numbers, or an object with dtype, shape and data; "
         f"got {_kind(value)}"

@@ -19,10 +19,11 @@ from attention_service.attention.job import Job
 from attention_service.serving.admission import Admission
 from attention_service.serving.lifecycle import Lifecycle
 from attention_service.settings import Settings
-from attention_wire import bodies, schemas
+from attention_wire import bodies
 from attention_wire.problems import Code, ProblemError
 from attention_wire.schemas import AttentionRequest, ModuleRequest, TextRequest
 from attention_wire.tensors import TensorFormat
+from attention_wire.validation import validate
 
 Body = TypeVar("Body", AttentionRequest, ModuleRequest, TextRequest)
 # Parsing and writing less than this takes less time than handing it to a thread.
@@ -64,7 +65,7 @@ class Operation(Generic[Body]):
     def prepare(self, body: RequestBody, path: dict[str, str]) -> tuple[Job, TensorFormat]:
         """Parse and validate a body."""
         fields = bodies.read(body.media_type, body.content, "request")
-        request = schemas.validate(self.model, fields)
+        request = validate(self.model, fields)
         return self.job(request, path), request.tensor_format
 
 

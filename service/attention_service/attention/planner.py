@@ -84,7 +84,7 @@ def plan(call: AttentionCall) -> Plan:
             mask=_mask_kind(call),
             is_causal=call.is_causal,
             output=call.wants.output,
-            weights=call.wants.weights,
+            weights=bool(call.wants.weights),
         ),
         flops=scores * (2 * sizes.head_size + 5 + 2 * sizes.v_head_size * call.wants.output),
         peak_bytes=kernel.peak_bytes(call, _ITEM_BYTES[dtype]),
