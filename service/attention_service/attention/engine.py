@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from threading import Lock
 
@@ -11,9 +12,10 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as status
 
-from attention_service.attention.call import AttentionCall
-from attention_service.attention.graphs import GraphSpec, build
-from attention_service.attention.planner import Plan
+from attention_service.attention import speed
+from attention_service.attention.graphs import Spec, TileSpec, build
+from attention_service.attention.lanes import Lanes
+from attention_service.attention.planner import TILE_BYTES, Target
 from attention_wire.tensors import Array
 
 # Name in settings → ONNX Runtime's, fastest first: the order in which `auto` looks.
@@ -65,17 +67,50 @@ class Session:
         self.outputs = frozenset(item.name for item in session.get_outputs())
         self.provider = _provider_that_runs(session)
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+    def run(
+        self,
+        outputs: Sequence[str],
+        feeds: Mapping[str, Array],
+        into: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
         """The named outputs for these inputs.
+
+        Args:
+            outputs: which outputs.
+            feeds: name → contiguous array, for every input.
+            into: name → contiguous array that an output is written to.
 
         Raises:
             EngineError: ONNX Runtime fails on them; the message says why.
         """
         try:
-            results: list[Array] = self._session.run(list(outputs), dict(feeds))
+            if into:
+                return self._run_bound(outputs, feeds, into)
+            results = self._session.run(list(outputs), dict(feeds))
         except _SESSION_ERRORS as error:
             raise EngineError(str(error)) from error
-        return results
+        return dict(zip(outputs, results, strict=True))
+
+    def _run_bound(
+        self, outputs: Sequence[str], feeds: Mapping[str, Array], into: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        for name in outputs:
+            if name in into:
+                place = into[name]
+                binding.bind_output(
+                    name, "cpu", 0, place.dtype.type, place.shape, place.ctypes.data
+                )
+            else:
+                binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
+        values = binding.get_outputs()
+        return {
+            name: into[name] if name in into else value.numpy()
+            for name, value in zip(outputs, values, strict=True)
+        }
 
 
 class Engine:
@@ -83,94 +118,111 @@ class Engine:
 
     Args:
         provider: a name of ``PROVIDERS``, or ``auto``.
-        threads: intra-op threads of each session.
+        threads: tiles of attention that run at once, and intra-op threads of a module.
+        tile_bytes: bound of the scores of one tile.
+
+    Attributes:
+        provider: ONNX Runtime's name of the provider.
+        threads: as given.
+        target: what calls are planned for.
+        lanes: the threads that compute tiles.
 
     Raises:
         EngineError: the provider is not in the installed ONNX Runtime.
     """
 
-    def __init__(self, provider: str = "auto", threads: int = 1) -> None:
+    def __init__(
+        self, provider: str = "auto", threads: int = 1, *, tile_bytes: int = TILE_BYTES
+    ) -> None:
         self.available = onnxruntime.get_available_providers()
         self.provider = _choose(provider, self.available)
         self.threads = threads
-        self._sessions: OrderedDict[GraphSpec, Session] = OrderedDict()
+        self.target = Target(self.provider, threads, tile_bytes)
+        self.lanes = Lanes(threads)
+        self._sessions: OrderedDict[Spec, Session] = OrderedDict()
         self._lock = Lock()
+        self._speed: speed.Speed | None = None
 
-    def load(self, model: Path | bytes) -> Session:
-        """A session over an ONNX file, or over a serialized model.
+    def load(self, model: Path) -> Session:
+        """A session over an ONNX file, which runs in as many threads as the engine has.
 
         Raises:
             EngineError: ONNX Runtime refuses the model; the message says why.
         """
-        options = onnxruntime.SessionOptions()
+        options = self._options()
         options.intra_op_num_threads = self.threads
+        # An arena would keep what the longest text took.
+        options.enable_cpu_mem_arena = False
+        return self._load(str(model), options)
+
+    def _options(self) -> onnxruntime.SessionOptions:
+        options = onnxruntime.SessionOptions()
+        # Shapes differ from run to run: a memory pattern for each costs more than it saves.
+        options.enable_mem_pattern = False
         # Spinning threads fight the ones that move bytes in and out for the same few cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.log_severity_level = 3
+        return options
+
+    def _load(self, source: str | bytes, options: onnxruntime.SessionOptions) -> Session:
         providers = list(dict.fromkeys([self.provider, PROVIDERS["cpu"]]))
-        source = model if isinstance(model, bytes) else str(model)
         try:
             return Session(onnxruntime.InferenceSession(source, options, providers=providers))
         except _SESSION_ERRORS as error:
             raise EngineError(str(error)) from error
 
-    def attend(self, call: AttentionCall, plan: Plan) -> tuple[dict[str, Array], str]:
-        """Run a planned call.
+    def session(self, spec: Spec) -> Session:
+        """The session of a spec, made once and kept while it is among the last used.
 
-        Returns:
-            What the plan's graph gives of ``output`` ``[B,Hq,L,Dv]`` and ``weights``
-            ``[B,Hq,L,S]``, in the dtype that was computed in; and the provider that ran.
+        A tile runs in one thread, and several tiles beside each other.
         """
-        sizes = call.sizes
-        shapes = {"output": sizes.output, "weights": sizes.scores}
-        wanted = {name: shapes[name] for name in shapes if getattr(plan.graph, name)}
-        session = self._session(plan.graph)
-        if 0 in sizes.scores or 0 in sizes.output:
-            # Without keys every row is fully masked: output and weights are zero or empty.
-            empty = {name: np.zeros(shape, plan.graph.dtype) for name, shape in wanted.items()}
-            return empty, session.provider
-        if not wanted:
-            return {}, session.provider
-        results = session.run(tuple(wanted), _feeds(call, plan.graph))
-        arrays = zip(wanted, results, strict=True)
-        return {name: array.reshape(wanted[name]) for name, array in arrays}, session.provider
-
-    def _session(self, spec: GraphSpec) -> Session:
         with self._lock:
             session = self._sessions.pop(spec, None)
             if session is None:
-                session = self.load(build(spec).SerializeToString())
+                session = self._load(build(spec).SerializeToString(), self._tile_options())
                 if len(self._sessions) >= _MAX_SESSIONS:
                     self._sessions.popitem(last=False)
             self._sessions[spec] = session
             return session
 
+    def _tile_options(self) -> onnxruntime.SessionOptions:
+        options = self._options()
+        options.intra_op_num_threads = 1
+        # One arena for the tiles of all sessions: it grows to what the lanes take at once.
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        return options
 
-def _feeds(call: AttentionCall, spec: GraphSpec) -> dict[str, Array]:
-    """The graph's inputs: the call's tensors as five dimensions, views where they can be."""
-    sizes = call.sizes
-    heads = (sizes.kv_num_heads, sizes.q_num_heads // sizes.kv_num_heads)
+    def speed(self) -> speed.Speed:
+        """What a lane does on this machine, measured when it is first asked for."""
+        if self._speed is None:
+            self._speed = speed.measure(self._timed_tile)
+        return self._speed
 
-    def grouped(tensor: Array) -> Array:
-        """``[B or 1, Hq or 1, …]`` as ``[B or 1, Hkv or 1, G or 1, …]``."""
-        split = heads if tensor.shape[1] == sizes.q_num_heads else (1, 1)
-        return tensor.reshape(tensor.shape[0], *split, *tensor.shape[2:])
+    def _timed_tile(self, rows: int, keys: int) -> float:
+        size = 64
+        shapes = {"query": (1, rows, size), "key": (1, keys, size), "value": (1, keys, size)}
+        feeds = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+        feeds["scale"] = np.array(1 / 8, np.float32)
+        self.session(TileSpec("float32", ("output",))).run(["output"], feeds)
+        return float(rows * keys * (4 * size + 5))
 
-    feeds = {
-        "query": grouped(call.query),
-        "key": call.key[:, :, None],
-        "scale": np.array(call.scale),
-    }
-    if spec.output:
-        feeds["value"] = call.value[:, :, None]
-    with np.errstate(over="ignore"):  # a bias past float32's range masks, as −infinity does
-        if call.attn_mask is not None:
-            feeds["mask"] = grouped(call.attn_mask)
-        return {
-            name: array if array.dtype.kind == "b" else array.astype(spec.dtype, copy=False)
-            for name, array in feeds.items()
-        }
+
+@cache
+def _share_arena() -> None:
+    """Make the arena that sessions with `use_env_allocators` share, once in a process."""
+    cpu = onnxruntime.OrtMemoryInfo(
+        "Cpu",
+        onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+        0,
+        onnxruntime.OrtMemType.DEFAULT,
+    )
+    # 1: extended by what is asked for, not by powers of two; −1 leaves the default.
+    exact = onnxruntime.OrtArenaCfg(
+        {"arena_extend_strategy": 1, "initial_chunk_size_bytes": -1, "max_mem": 0}
+    )
+    onnxruntime.create_and_register_allocator(cpu, exact)
 
 
 def _choose(provider: str, available: Sequence[str]) -> str:

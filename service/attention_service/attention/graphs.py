@@ -1,141 +1,292 @@
-"""Plan → ONNX graph: attention as an ordinary graph of MatMul and Softmax.
+"""Plan → ONNX graph: attention as ordinary graphs of MatMul and Softmax, and a fused one.
 
-This composed graph takes every mask and dtype, and gives the weights for nothing. ONNX
-Runtime's one big ``Attention`` operator takes fewer and is about as fast
-(docs/decisions/0005-composed-graph.md).
+Both take a tile: some heads' query rows ``query [N,M,D]`` and the keys that they may see,
+``key [N,T,D]`` and ``value [N,T,Dv]``; N counts key heads, and M rows of all query heads that
+read one. Scale and softcap are inputs, so that one session serves all their values.
 
-Inputs have five dimensions, so that grouped query heads broadcast over their key head:
-``query [B,Hkv,G,L,D]``, ``key [B,Hkv,1,S,D]``, ``value [B,Hkv,1,S,Dv]``, ``mask``
-(broadcasts to ``[B,Hkv,G,L,S]``) and ``scale`` (a scalar, so that one session serves every
-scale).
+The composed graph gives everything that a call can ask for. ONNX Runtime's optimizer fuses
+its transposes into the products (docs/decisions/0005-composed-graph.md).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-MaskKind: TypeAlias = Literal["none", "bool", "float"]
+BiasKind: TypeAlias = Literal["none", "all", "end"]
 
 OPSET = 21
 IR_VERSION = 10  # the newest that every supported ONNX Runtime reads
-_TYPES = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}
+_TYPES = {
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "float32": TensorProto.FLOAT,
+    "float64": TensorProto.DOUBLE,
+}
+_ROWS = ["N", "M"]
 
 
 @dataclass(frozen=True, slots=True)
-class GraphSpec:
-    """What a graph is built from; equal specs share one session.
+class TileSpec:
+    """What a composed graph is built from; equal specs share one session.
 
     Only options with few values stand here. What a caller may choose freely, such as the
     scale, is an input of the graph: it must not grow the cache of sessions.
 
     Attributes:
         dtype: ``float32`` or ``float64``.
-        mask: none, bool (true = may attend) or float (added to the scores).
-        is_causal: query i sees the keys j ≤ i.
-        output: whether ``output`` is an output of the graph.
-        weights: whether ``weights`` is one.
+        outputs: of ``output``, ``weights``, ``lse``, ``entropy``, ``raw``, ``softcap``,
+            ``masked`` and ``top_k``; sorted.
+        bias: ``all``: the input ``bias [N or 1,M,T]`` is added to the scores; ``end``: the keys
+            come as ``key`` and ``key_end``, and ``bias [N or 1,M,E]`` is added to the scores of
+            the latter.
+        softcap: whether scores are capped.
+        sink: whether there is an input ``sink [N,M,1]``.
+        rounding: dtype that weights are rounded to before the largest are found.
     """
 
     dtype: str
-    mask: MaskKind
-    is_causal: bool
-    output: bool
-    weights: bool
+    outputs: tuple[str, ...]
+    bias: BiasKind = "none"
+    softcap: bool = False
+    sink: bool = False
+    rounding: str | None = None
 
 
-def build(spec: GraphSpec) -> ModelProto:
-    """The ONNX model of a spec: softmax(scale·query·keyᵀ, masked)·value."""
+@dataclass(frozen=True, slots=True)
+class FlashSpec:
+    """The fused graph: output alone, every query sees every key. Equal specs share a session."""
+
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class TopKSpec:
+    """The largest of each row of ``weights [M,T]``."""
+
+    dtype: str
+
+
+Spec: TypeAlias = TileSpec | FlashSpec | TopKSpec
+
+
+def build(spec: Spec) -> ModelProto:
+    """The ONNX model of a spec."""
+    if isinstance(spec, TileSpec):
+        return _Composed(spec).model()
+    return _flash(spec) if isinstance(spec, FlashSpec) else _top_k(spec)
+
+
+class _Composed:
+    """Builds softmax(softcap(scale·query·keyᵀ) + bias)·value, and what else is asked for."""
+
+    def __init__(self, spec: TileSpec) -> None:
+        self._spec = spec
+        self._nodes: list[NodeProto] = []
+        self._type = _TYPES[spec.dtype]
+
+    def model(self) -> ModelProto:
+        spec, wanted = self._spec, self._spec.outputs
+        masked = self._scores()
+        # A graph's output is named where it is made: an Identity would copy it.
+        softmax = "weights" if "weights" in wanted and not spec.sink else "softmax"
+        if {"output", "weights", "lse", "entropy", "top_k"} & set(wanted):
+            self._add("Softmax", masked, softmax, axis=-1)
+        if spec.sink or {"lse", "entropy"} & set(wanted):
+            self._row_sums(masked, softmax)
+        if "entropy" in wanted:
+            self._entropy(masked, softmax)
+        if spec.sink:
+            # The sink's share is 1 − sigmoid(lse − sink), in whatever the softmax gave.
+            self._add("Sub", "lse", "sink", "over_sink")
+            self._add("Sigmoid", "over_sink", "keys_share")
+        if "output" in wanted:
+            self._add("MatMul", softmax, "value", "attended" if spec.sink else "output")
+            if spec.sink:
+                self._add("Mul", "attended", "keys_share", "output")
+        if spec.sink and {"weights", "top_k"} & set(wanted):
+            softmax = self._add("Mul", "softmax", "keys_share", "weights")
+        if "top_k" in wanted:
+            self._nodes += _top_k_nodes(softmax, spec.rounding, spec.dtype)
+        return _model(self._nodes, self._inputs(), self._outputs(), self._constants())
+
+    def _scores(self) -> str:
+        """The scores after everything, and on the way each form that is asked for."""
+        spec = self._spec
+        # The query is smaller than the scores, so the scale costs least there.
+        self._add("Mul", "query", "scale", "scaled_query")
+        if spec.bias == "end":
+            begin, end = self._product("key", "begin"), self._product("key_end", "end")
+            if spec.softcap:
+                begin, end = self._cap(begin, "begin.capped"), self._cap(end, "end.capped")
+            self._add("Add", end, "bias", "end.masked")
+            self._add("Concat", begin, "end.masked", "masked", axis=-1)
+            return "masked"
+        names = self._score_names()
+        scores = self._product("key", names[0])
+        if spec.softcap:
+            scores = self._cap(scores, names[1])
+        if spec.bias == "all":
+            scores = self._add("Add", scores, "bias", names[2])
+        return scores
+
+    def _score_names(self) -> tuple[str, str, str]:
+        """The names after the product, the cap and the bias.
+
+        A form that is asked for is the last before it that is made.
+        """
+        spec = self._spec
+        names = ["raw", "softcap", "masked"]
+        made = [True, spec.softcap, spec.bias == "all"]
+        last = {0: 0, 1: 1 if made[1] else 0, 2: 2 if made[2] else 1 if made[1] else 0}
+        for asked in range(3):
+            if names[asked] in spec.outputs and last[asked] != asked:
+                names[last[asked]], names[asked] = names[asked], f"{names[asked]}.unmade"
+        return names[0], names[1], names[2]
+
+    def _product(self, key: str, name: str) -> str:
+        self._add("Transpose", key, f"{key}.transposed", perm=[0, 2, 1])
+        return self._add("MatMul", "scaled_query", f"{key}.transposed", name)
+
+    def _cap(self, scores: str, name: str) -> str:
+        self._add("Div", scores, "cap", f"{name}.over_cap")
+        self._add("Tanh", f"{name}.over_cap", f"{name}.tanh")
+        return self._add("Mul", f"{name}.tanh", "cap", name)
+
+    def _row_sums(self, masked: str, softmax: str) -> None:
+        """``lse``: the largest weight is 1/Σ exp(score − maximum), which spares the sum."""
+        self._add("ReduceMax", masked, "last_axis", "maximum", keepdims=1)
+        self._add("ReduceMax", softmax, "last_axis", "largest_weight", keepdims=1)
+        self._add("Log", "largest_weight", "log_largest_weight")
+        self._add("Sub", "maximum", "log_largest_weight", "lse")
+
+    def _entropy(self, masked: str, softmax: str) -> None:
+        """``Σ w·(maximum − score) − ln w_max``: both parts are ≥ 0, so nothing cancels."""
+        if self._spec.bias != "none":
+            # 0·∞ would be NaN: a masked key's score is taken as the lowest number.
+            masked = self._add("Max", masked, "lowest", "finite_masked")
+        self._add("Sub", "maximum", masked, "below_maximum")
+        self._add("Mul", softmax, "below_maximum", "surprise")
+        self._add("ReduceSum", "surprise", "last_axis", "mean_below_maximum", keepdims=1)
+        self._add("Sub", "mean_below_maximum", "log_largest_weight", "entropy")
+
+    def _add(self, operator: str, *names: str, **attributes: Any) -> str:
+        *inputs, output = names
+        self._nodes.append(helper.make_node(operator, inputs, [output], **attributes))
+        return output
+
+    def _inputs(self) -> list[ValueInfoProto]:
+        spec = self._spec
+        shapes: dict[str, list[str | int]] = {
+            "query": ["N", "M", "D"],
+            "key": ["N", "K", "D"],
+            "scale": [],
+        }
+        if spec.bias == "end":
+            shapes["key_end"] = ["N", "E", "D"]
+        if spec.bias != "none":
+            shapes["bias"] = ["N_bias", "M", "K_bias"]
+        if spec.softcap:
+            shapes["cap"] = []
+        if spec.sink:
+            shapes["sink"] = ["N", "M", 1]
+        if "output" in spec.outputs:
+            shapes["value"] = ["N", "T", "Dv"]
+        return [helper.make_tensor_value_info(n, self._type, s) for n, s in shapes.items()]
+
+    def _outputs(self) -> list[ValueInfoProto]:
+        shapes: dict[str, list[str | int]] = {
+            # The last dimensions have names of their own: they cannot be bound otherwise.
+            "output": [*_ROWS, "Dv_out"],
+            **{name: [*_ROWS, "T_out"] for name in ("weights", "raw", "softcap", "masked")},
+            "lse": [*_ROWS, 1],
+            "entropy": [*_ROWS, 1],
+        }
+        outputs = [
+            helper.make_tensor_value_info(name, self._type, shapes[name])
+            for name in self._spec.outputs
+            if name != "top_k"
+        ]
+        return outputs + (
+            _top_k_outputs(_ROWS, self._type) if "top_k" in self._spec.outputs else []
+        )
+
+    def _constants(self) -> dict[str, Any]:
+        lowest = np.finfo(self._spec.dtype).min
+        return {"last_axis": np.array([-1]), "lowest": np.array(lowest, self._spec.dtype)}
+
+
+def _top_k_nodes(weights: str, rounding: str | None, dtype: str) -> list[NodeProto]:
+    nodes = []
+    if rounding is not None:
+        nodes += [
+            helper.make_node("Cast", [weights], ["rounded"], to=_TYPES[rounding]),
+            helper.make_node("Cast", ["rounded"], ["unrounded"], to=_TYPES[dtype]),
+        ]
+        weights = "unrounded"
+    # Equal weights come by rising index, as the operator says.
+    nodes.append(helper.make_node("TopK", [weights, "k"], ["values", "indices"], axis=-1))
+    return nodes
+
+
+def _top_k_outputs(rows: list[str], float_type: int) -> list[ValueInfoProto]:
+    return [
+        helper.make_tensor_value_info("values", float_type, [*rows, "k_out"]),
+        helper.make_tensor_value_info("indices", TensorProto.INT64, [*rows, "k_out"]),
+    ]
+
+
+def _top_k(spec: TopKSpec) -> ModelProto:
+    float_type = _TYPES[spec.dtype]
+    inputs = [helper.make_tensor_value_info("weights", float_type, ["M", "T"])]
+    return _model(
+        _top_k_nodes("weights", None, spec.dtype), inputs, _top_k_outputs(["M"], float_type), {}
+    )
+
+
+def _flash(spec: FlashSpec) -> ModelProto:
+    """ONNX Runtime's fused kernel, one head each, which never forms the scores."""
     float_type = _TYPES[spec.dtype]
     nodes = [
-        # The query is smaller than the scores, so the scale costs least there.
         helper.make_node("Mul", ["query", "scale"], ["scaled_query"]),
-        helper.make_node("Transpose", ["key"], ["key_transposed"], perm=[0, 1, 2, 4, 3]),
-        helper.make_node("MatMul", ["scaled_query", "key_transposed"], ["raw_scores"]),
+        helper.make_node(
+            "MultiHeadAttention",
+            ["scaled_query", "key", "value"],
+            ["output"],
+            domain="com.microsoft",
+            num_heads=1,
+            scale=1.0,
+        ),
     ]
-    scores = "raw_scores"
-    if spec.mask == "float":
-        nodes.append(helper.make_node("Add", [scores, "mask"], ["biased_scores"]))
-        scores = "biased_scores"
-    allowed = ["mask"] if spec.mask == "bool" else []
-    if spec.is_causal:
-        nodes += _causal_nodes()
-        allowed.append("causal")
-    for index, name in enumerate(allowed):
-        masked = f"masked_scores.{index}"
-        nodes.append(helper.make_node("Where", [name, scores, "minus_infinity"], [masked]))
-        scores = masked
-    nodes += _softmax_nodes(scores, may_be_empty=spec.mask != "none")
-    if spec.output:
-        nodes.append(helper.make_node("MatMul", ["weights", "value"], ["output"]))
+    shapes: dict[str, list[str]] = {
+        "query": ["N", "M", "D"],
+        "key": ["N", "T", "D"],
+        "value": ["N", "T", "Dv"],
+        "scale": [],
+    }
+    inputs = [helper.make_tensor_value_info(n, float_type, s) for n, s in shapes.items()]
+    outputs = [helper.make_tensor_value_info("output", float_type, ["N", "M", "Dv_out"])]
+    return _model(nodes, inputs, outputs, {})
+
+
+def _model(
+    nodes: list[NodeProto],
+    inputs: list[ValueInfoProto],
+    outputs: list[ValueInfoProto],
+    constants: dict[str, Any],
+) -> ModelProto:
+    used = {name for node in nodes for name in node.input}
+    if any(node.op_type == "TopK" for node in nodes):
+        inputs = [*inputs, helper.make_tensor_value_info("k", TensorProto.INT64, [1])]
     graph = helper.make_graph(
         nodes,
         "attention",
-        inputs=_inputs(spec, float_type),
-        outputs=[
-            # The last dimension has a name of its own: ONNX Runtime cannot bind it otherwise.
-            helper.make_tensor_value_info(name, float_type, ["B", "Hkv", "G", "L", last])
-            for name, last in (("output", "Dv_out"), ("weights", "S_out"))
-            if getattr(spec, name)
-        ],
-        initializer=[
-            *(
-                numpy_helper.from_array(np.array(value, spec.dtype), name)
-                for name, value in (("minus_infinity", -np.inf), ("nothing", 0))
-            ),
-            *(
-                numpy_helper.from_array(np.array(value, np.int64), name)
-                for name, value in (("zero", 0), ("one", 1), ("last_axis", [-1]))
-            ),
-        ],
+        inputs,
+        outputs,
+        [numpy_helper.from_array(array, name) for name, array in constants.items() if name in used],
     )
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
-
-
-def _inputs(spec: GraphSpec, float_type: int) -> list[ValueInfoProto]:
-    shapes: dict[str, list[str]] = {
-        "query": ["B", "Hkv", "G", "L", "D"],
-        "key": ["B", "Hkv", "one_k", "S", "D"],
-        "value": ["B", "Hkv", "one_v", "S", "Dv"],
-        "scale": [],
-    }
-    if not spec.output:
-        del shapes["value"]
-    inputs = [helper.make_tensor_value_info(n, float_type, shape) for n, shape in shapes.items()]
-    if spec.mask != "none":
-        mask_type = TensorProto.BOOL if spec.mask == "bool" else float_type
-        mask_shape = [f"mask_{axis}" for axis in range(5)]
-        inputs.append(helper.make_tensor_value_info("mask", mask_type, mask_shape))
-    return inputs
-
-
-def _causal_nodes() -> list[NodeProto]:
-    """``causal [L,S]``: key j ≤ query i."""
-    node = helper.make_node
-    return [
-        node("Shape", ["query"], ["q_length_1d"], start=3, end=4),
-        node("Shape", ["key"], ["kv_length_1d"], start=3, end=4),
-        node("Squeeze", ["q_length_1d"], ["q_length"]),
-        node("Squeeze", ["kv_length_1d"], ["kv_length"]),
-        node("Range", ["zero", "q_length", "one"], ["rows_1d"]),
-        node("Range", ["zero", "kv_length", "one"], ["columns"]),
-        node("Unsqueeze", ["rows_1d", "last_axis"], ["rows"]),
-        node("LessOrEqual", ["columns", "rows"], ["causal"]),
-    ]
-
-
-def _softmax_nodes(scores: str, *, may_be_empty: bool) -> list[NodeProto]:
-    """``weights``; where a mask can leave a row no key, that row is zero and not NaN."""
-    if not may_be_empty:
-        return [helper.make_node("Softmax", [scores], ["weights"], axis=-1)]
-    return [
-        helper.make_node("ReduceMax", [scores, "last_axis"], ["row_maximum"], keepdims=1),
-        helper.make_node("Greater", ["row_maximum", "minus_infinity"], ["row_has_keys"]),
-        helper.make_node("Softmax", [scores], ["softmax"], axis=-1),
-        helper.make_node("Where", ["row_has_keys", "softmax", "nothing"], ["weights"]),
-    ]
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, TypeAlias
+
+from attention_service.attention.lanes import never
 
 Shapes: TypeAlias = Mapping[str, tuple[tuple[int, ...], str]]
 
@@ -30,7 +32,7 @@ class Job(Protocol):
         """Shapes and dtypes of the answer's tensors."""
         ...
 
-    def run(self) -> dict[str, Any]:
+    def run(self, cancelled: Callable[[], bool] = never) -> dict[str, Any]:
         """Compute the fields of the answer; arrays in it are its tensors.
 
         Raises:

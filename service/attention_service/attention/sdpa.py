@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from typing_extensions import override
@@ -9,9 +10,12 @@ from typing_extensions import override
 from attention_service.attention.call import AttentionCall
 from attention_service.attention.engine import Engine
 from attention_service.attention.job import Job, Shapes
-from attention_service.attention.planner import Plan, plan
-from attention_wire.schemas import AttentionRequest
-from attention_wire.tensors import Array, dtype_name
+from attention_service.attention.lanes import never
+from attention_service.attention.planner import Plan, answer_arrays, plan
+from attention_service.attention.speed import describe
+from attention_service.attention.tiles import Computation
+from attention_wire.schemas import AttentionRequest, PlanInfo
+from attention_wire.tensors import Array
 
 
 class AttentionJob(Job):
@@ -25,11 +29,14 @@ class AttentionJob(Job):
         ProblemError: the request's tensors do not fit each other.
     """
 
-    smaller = 'Ask for {"return": {"weights": false}}, or send fewer heads or shorter sequences.'
+    smaller = (
+        'Ask for a part: {"return": {"weights": false}}, or of the weights {"heads": [0]}, '
+        '{"queries": {"start": 0, "stop": 64}}, {"top_k": 8} or {"reduce": "mean"}.'
+    )
 
     def __init__(self, request: AttentionRequest, engine: Engine) -> None:
         self.call = AttentionCall.from_request(request)
-        self.plan: Plan = plan(self.call)
+        self.plan: Plan = plan(self.call, engine.target)
         self._engine = engine
 
     @property
@@ -40,27 +47,45 @@ class AttentionJob(Job):
     @property
     @override
     def answer_shapes(self) -> Shapes:
-        sizes, wants = self.call.sizes, self.call.wants
-        shapes = {"output": sizes.output, "weights": sizes.scores}
-        dtype = dtype_name(self.call.query)
-        return {name: (shape, dtype) for name, shape in shapes.items() if getattr(wants, name)}
+        arrays = answer_arrays(self.call).items()
+        return {name: (shape, dtype.name) for name, (shape, dtype) in arrays}
 
     @override
-    def run(self) -> dict[str, Any]:
-        arrays, provider = self._engine.attend(self.call, self.plan)
+    def run(self, cancelled: Callable[[], bool] = never) -> dict[str, Any]:
+        present = {"present_key": self.call.key, "present_value": self.call.value}
+        call = self.call.prepared()
+        dtype_changed = call.compute_dtype != self.call.compute_dtype
+        how = plan(call, self._engine.target) if dtype_changed else self.plan
+        computation = Computation(call, how, self._engine.session)
+        self._engine.lanes.run(computation.tiles(), cancelled)
         answer: dict[str, Any] = {}
-        for name, array in arrays.items():
-            result = array.astype(self.call.query.dtype, copy=False)
-            answer[name] = _to_rank(result, self.call.rank, merge_heads=name == "output")
-        return {**answer, "provider": provider}
+        for name, array in (computation.arrays | (present if call.wants.present else {})).items():
+            shaped = array if name in present else _to_rank(array, call.rank, name)
+            parent, _, member = name.rpartition(".")
+            (answer.setdefault(parent, {}) if parent else answer)[member] = shaped
+        answer["provider"] = self._engine.provider
+        if call.wants.plan:
+            answer["plan"] = self.explain(how).model_dump()
+        return answer
+
+    def explain(self, how: Plan | None = None) -> PlanInfo:
+        """How the call is run, and what that is predicted to cost."""
+        engine, call = self._engine, self.call
+        return describe(
+            how or self.plan,
+            engine.target,
+            call.compute_dtype.name,
+            call.sizes.kv_length,
+            engine.speed(),
+        )
 
 
-def _to_rank(array: Array, rank: int, *, merge_heads: bool) -> Array:
+def _to_rank(array: Array, rank: int, name: str) -> Array:
     """A rank-4 result in the shape that the request's rank asks for."""
     if rank == 2:
         matrix: Array = array[0, 0]
         return matrix
-    if rank == 3 and merge_heads:
+    if rank == 3 and name == "output":
         batch, heads, length, size = array.shape
         return array.transpose(0, 2, 1, 3).reshape(batch, length, heads * size)
     return array

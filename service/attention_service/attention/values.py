@@ -45,37 +45,19 @@ def safe_score(dtype: type[np.floating[Any]]) -> float:
     return float(info.max) * float(info.eps) / 4
 
 
-def check_bias(name: str, mask: Array) -> None:
-    """Refuse a float mask that holds NaN or +infinity; −infinity masks.
+def check_bias(name: str, bias: Array) -> float:
+    """The largest of some logits, which may hold −infinity, but neither NaN nor +infinity.
 
     Raises:
         ProblemError: ``non_finite``.
     """
-    allowed = np.isfinite(mask) | np.isneginf(mask)
-    if not allowed.all():
+    if bias.size == 0:
+        return 0.0
+    largest = float(bias.max())  # carries a NaN through
+    if not largest < math.inf:
+        allowed = np.isfinite(bias) | (bias == -np.inf)
         raise _non_finite(name, allowed, "a bias is finite, or -Infinity to mask")
-
-
-def attended_keys(
-    mask: Array | None, *, is_causal: bool, shape: tuple[int, int, int, int]
-) -> Array:
-    """Which keys any query may attend, bool ``[B or 1, Hq or 1, S]``.
-
-    Args:
-        mask: as in :class:`~attention_service.attention.call.AttentionCall`.
-        is_causal: query i sees the keys j ≤ i.
-        shape: ``[B,Hq,L,S]``.
-    """
-    _, _, q_length, kv_length = shape
-    if q_length == 0:
-        return np.zeros((1, 1, kv_length), bool)
-    causal = np.arange(kv_length) < q_length
-    if mask is None:
-        return causal[None, None] if is_causal else np.ones((1, 1, kv_length), bool)
-    allowed = mask if mask.dtype.kind == "b" else ~np.isneginf(mask)
-    if is_causal:
-        allowed = allowed & np.tri(q_length, kv_length, dtype=np.bool_)
-    return np.asarray(allowed.any(axis=2))
+    return largest
 
 
 def zero_unattended(name: str, tensor: Array, attended: Array, groups: int) -> Array:

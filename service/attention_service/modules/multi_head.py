@@ -8,15 +8,18 @@ https://arxiv.org/abs/1706.03762, section 3.2.2).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from typing_extensions import override
 
 from attention_service.attention import values
-from attention_service.attention.call import fit_mask
 from attention_service.attention.engine import Session
 from attention_service.attention.job import Job, Shapes
+from attention_service.attention.lanes import Cancelled, never
+from attention_service.attention.masking import Masking, plain_masking
+from attention_service.attention.shapes import Sizes
 from attention_service.modules.manifest import Outputs, Probe
 from attention_wire.problems import Code, ProblemError
 from attention_wire.schemas import ModuleInfo, ModuleRequest
@@ -49,7 +52,7 @@ class MultiHeadModule:
         names = [self.outputs.output, *self.outputs.weights]
         expected = [(1, 2, info.embed_dim), (1, info.num_heads, 2, 2)]
         arrays = self.session.run(names, feeds)
-        return {n: (a.shape, e) for n, a, e in zip(names, arrays, expected, strict=True)}
+        return {n: (arrays[n].shape, e) for n, e in zip(names, expected, strict=True)}
 
     def job(self, request: ModuleRequest) -> MultiHeadJob:
         """A request to this module as a job.
@@ -77,12 +80,19 @@ class MultiHeadJob(Job):
         self._scores = (
             request.query.shape[0], module.info.num_heads, request.query.shape[1], key.shape[1]
         )  # fmt: skip
-        mask = request.attn_mask
-        self._mask = None if mask is None else fit_mask(mask, self._scores)
-        self._is_causal = request.is_causal
+        self._masking = self._masking_of(request)
         values.finite_magnitude("query", request.query)
         scale = request.scale
         self._scale = 1 / math.sqrt(module.info.head_dim) if scale is None else scale
+
+    def _masking_of(self, request: ModuleRequest) -> Masking:
+        batch, heads, q_length, kv_length = self._scores
+        size = self._module.info.head_dim
+        sizes = Sizes(batch, heads, heads, q_length, kv_length, size, size)
+        mask = request.attn_mask
+        if mask is not None and mask.dtype.kind != "b":
+            values.check_bias("attn_mask", mask)
+        return plain_masking(mask, sizes, is_causal=request.is_causal)
 
     @property
     @override
@@ -98,14 +108,16 @@ class MultiHeadJob(Job):
     def peak_bytes(self) -> int:
         rows = sum(tensor.shape[0] * tensor.shape[1] for tensor in self._tensors.values())
         projected: int = 3 * rows * max(self._module.info.embed_dim, self._module.info.key_dim)
-        bias = 1 if self._mask is None else int(self._mask.size)
-        if self._is_causal:
-            heads = 1 if self._mask is None else math.prod(self._mask.shape[:2])
-            bias = heads * math.prod(self._scores[2:])
-        return 4 * (3 * math.prod(self._scores) + 3 * bias + projected)
+        mask = self._masking.mask
+        heads = 1 if mask is None else math.prod(mask.shape[:2])
+        bias: int = heads * math.prod(self._scores[2:])
+        scores: int = math.prod(self._scores)
+        return 4 * (3 * scores + 3 * bias + projected)
 
     @override
-    def run(self) -> dict[str, Any]:
+    def run(self, cancelled: Callable[[], bool] = never) -> dict[str, Any]:
+        if cancelled():
+            raise Cancelled
         names = self._module.outputs
         query = self._tensors["query"]
         wanted = {"output": names.output, "weights": names.weights[0]}
@@ -113,13 +125,13 @@ class MultiHeadJob(Job):
         tensors = self._finite_tensors()
         if query.shape[0] * query.shape[1] == 0:
             shapes = {"output": query.shape, "weights": self._scores}
-            arrays = [np.zeros(shapes[name], np.float32) for name in wanted]
+            arrays = {full: np.zeros(shapes[name], np.float32) for name, full in wanted.items()}
         else:
-            arrays = self._arrays(list(wanted.values()), tensors) if wanted else []
+            arrays = self._arrays(list(wanted.values()), tensors) if wanted else {}
         answer: dict[str, Any] = {}
-        for name, array in zip(wanted, arrays, strict=True):
+        for name, full in wanted.items():
             with np.errstate(over="ignore"):  # checked in the next line
-                answer[name] = array.astype(query.dtype, copy=False)
+                answer[name] = arrays[full].astype(query.dtype, copy=False)
             values.check_result(name, answer[name])
         return {
             **answer,
@@ -127,9 +139,9 @@ class MultiHeadJob(Job):
             "provider": self._module.session.provider,
         }
 
-    def _arrays(self, outputs: list[str], tensors: dict[str, Array]) -> list[Array]:
+    def _arrays(self, outputs: list[str], tensors: dict[str, Array]) -> dict[str, Array]:
         feeds = {name: t.astype(np.float32, copy=False) for name, t in tensors.items()}
-        feeds["attn_bias"] = _bias(self._mask, self._scores, is_causal=self._is_causal)
+        feeds["attn_bias"] = _bias(self._masking)
         with np.errstate(over="ignore"):  # what it leads to is checked
             feeds["scale"] = np.array(self._scale).astype(np.float32)
         return self._module.session.run(outputs, feeds)
@@ -139,8 +151,7 @@ class MultiHeadJob(Job):
         key, value = self._tensors["key"], self._tensors["value"]
         if math.isfinite(values.magnitude(key)) and math.isfinite(values.magnitude(value)):
             return self._tensors
-        attended = values.attended_keys(self._mask, is_causal=self._is_causal, shape=self._scores)
-        of_any_head = np.asarray(attended.any(axis=1, keepdims=True))
+        of_any_head = np.asarray(self._masking.attended().any(axis=1, keepdims=True))
         zeroed = {
             name: values.zero_unattended(name, rows[:, None], of_any_head, groups=1)[:, 0]
             for name, rows in (("key", key), ("value", value))
@@ -186,15 +197,14 @@ def _check_lengths(query: Array, key: Array, value: Array) -> None:
         )
 
 
-def _bias(mask: Array | None, scores: tuple[int, int, int, int], *, is_causal: bool) -> Array:
+def _bias(masking: Masking) -> Array:
     """The masks as the graph's ``attn_bias``, float32, broadcasting to ``[B,H,L,S]``."""
-    bias = np.zeros((1, 1, 1, 1), np.float32)
-    if mask is not None and mask.dtype.kind == "b":
-        bias = np.where(mask, np.float32(0), np.float32(-np.inf))
-    elif mask is not None:
-        with np.errstate(over="ignore"):  # past float32's range a bias masks, as −infinity does
-            bias = mask.astype(np.float32)
-    if is_causal:
-        seen = np.tri(*scores[2:], dtype=np.bool_)
-        bias = np.where(seen, bias, np.float32(-np.inf))
-    return bias
+    sizes = masking.sizes
+    everything = (
+        slice(0, sizes.batch),
+        slice(0, sizes.q_num_heads),
+        slice(0, sizes.q_length),
+        slice(0, sizes.kv_length),
+    )
+    bias = masking.bias(*everything, np.dtype(np.float32))
+    return np.zeros((1, 1, 1, 1), np.float32) if bias is None else bias

@@ -65,11 +65,12 @@ class Repository:
         for path in names:
             if path.name.startswith("."):
                 continue  # an exporter's unfinished work
+            name = path.name.encode(errors="backslashreplace").decode()
             try:
-                modules[path.name] = load(path, engine)
+                modules[name] = load(path, engine)
             except ModuleError as error:
-                refused[path.name] = str(error)
-                logger.error("module %s refused: %s", path.name, error)
+                refused[name] = str(error)
+                logger.error("module %s refused: %s", name, error)
         return cls(modules, refused, default_text_module, folder)
 
     def infos(self) -> list[ModuleInfo]:
@@ -158,6 +159,8 @@ def load(folder: Path, engine: Engine) -> Module:
     Raises:
         ModuleError: a file is missing or was changed, or ONNX Runtime refuses the graph.
     """
+    if not folder.name.isprintable():  # no other name can stand in a URL's path or in a log
+        raise ModuleError("the name of its folder is not printable text")
     manifest = _manifest(folder)
     _check_files(folder, manifest)
     try:
@@ -217,16 +220,24 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     for name in sorted(needed - set(manifest.files)):
         raise ModuleError(f"{MANIFEST_FILE} holds no checksum for {name}")
     for name, expected in manifest.files.items():
-        path = folder / name
-        if path.resolve().parent != folder.resolve():
-            raise ModuleError(f"{MANIFEST_FILE} names {name!r}, which is not in this folder")
-        if not path.is_file():
-            raise ModuleError(f"{name} is missing")
-        if sha256(path) != expected:
-            raise ModuleError(
-                f"{name} does not have the checksum that {MANIFEST_FILE} says: it was damaged or "
-                "changed; export the module again"
-            )
+        try:
+            _check_file(folder, name, expected)
+        except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a NUL in a name
+            why = getattr(error, "strerror", None) or error
+            raise ModuleError(f"{name!r:.100} cannot be read: {why}") from error
+
+
+def _check_file(folder: Path, name: str, expected: str) -> None:
+    path = folder / name
+    if path.resolve().parent != folder.resolve():
+        raise ModuleError(f"{MANIFEST_FILE} names {name!r:.100}, which is not in this folder")
+    if not path.is_file():
+        raise ModuleError(f"{name} is missing")
+    if sha256(path) != expected:
+        raise ModuleError(
+            f"{name} does not have the checksum that {MANIFEST_FILE} says: it was damaged or "
+            "changed; export the module again"
+        )
 
 
 def _check_names(manifest: Manifest, session: Session, inputs: frozenset[str]) -> None:

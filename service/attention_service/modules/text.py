@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from typing_extensions import override
 
 from attention_service.attention.engine import Session
 from attention_service.attention.job import Job, Shapes
+from attention_service.attention.lanes import Cancelled, never
 from attention_service.modules.manifest import Outputs, Probe
 from attention_service.modules.tokens import Tokenizer, Tokens
 from attention_wire.problems import Code, ProblemError
@@ -48,7 +50,7 @@ class TextModule:
         arrays = self.session.run(names, _feeds(self.tokenizer.last_tokens(2)))
         weights = (1, info.num_heads, 2, 2)
         expected = [(1, 2, info.embed_dim), *[weights] * info.num_layers]
-        return {n: (a.shape, e) for n, a, e in zip(names, arrays, expected, strict=True)}
+        return {n: (arrays[n].shape, e) for n, e in zip(names, expected, strict=True)}
 
     def job(self, request: TextRequest) -> TextJob:
         """A request to this module as a job.
@@ -111,11 +113,16 @@ class TextJob(Job):
         return 4 * (2 * all_weights + kept + hidden)
 
     @override
-    def run(self) -> dict[str, Any]:
+    def run(self, cancelled: Callable[[], bool] = never) -> dict[str, Any]:
+        results = []
+        for tokens in self._texts:
+            if cancelled():
+                raise Cancelled
+            results.append(self._result(tokens))
         return {
             "module": self._module.info.name,
             "provider": self._module.session.provider,
-            "results": [self._result(tokens) for tokens in self._texts],
+            "results": results,
         }
 
     def _result(self, tokens: Tokens) -> dict[str, Any]:
@@ -129,9 +136,9 @@ class TextJob(Job):
         arrays = self._module.session.run(outputs, _feeds(tokens))
         result: dict[str, Any] = dict(tokens.fields)
         if self._wants.output:
-            result["output"] = arrays[-1][0]
+            result["output"] = arrays[names.output][0]
         if self._wants.weights:
-            result["weights"] = self._stack(arrays[: len(layers)])
+            result["weights"] = self._stack([arrays[names.weights[layer]] for layer in layers])
         return result
 
     def _stack(self, layers: list[Array]) -> Array:

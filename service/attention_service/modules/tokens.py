@@ -105,15 +105,16 @@ class Tokenizer:
         except Exception as error:  # the library raises Exception itself
             message = f"the module's tokenizer does not take this text: {error}"
             raise ProblemError.of_field(place, message) from error
-        if max_length is not None and len(encoding) > max_length:
-            if not truncate:
-                raise ProblemError.of_field(
-                    place,
-                    f"has {len(encoding)} tokens where the module takes {max_length}, special "
-                    'tokens included; send a shorter text, or "truncate": true',
-                    Code.TEXT_TOO_LONG,
-                )
+        if max_length is not None and truncate and len(encoding) > max_length:
             encoding = self._encode_cut(text, pair, max_length)
+        # What was cut, too: the library cuts nothing where the special tokens alone do not fit.
+        if max_length is not None and len(encoding) > max_length:
+            raise ProblemError.of_field(
+                place,
+                f"has {len(encoding)} tokens where the module takes {max_length}, special "
+                'tokens included; send a shorter text, or "truncate": true',
+                Code.TEXT_TOO_LONG,
+            )
         return Tokens(
             ids=np.array(encoding.ids, np.int64),
             type_ids=np.array(encoding.type_ids, np.int64),

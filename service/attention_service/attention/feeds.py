@@ -1,0 +1,172 @@
+"""What goes into a tile's graph: its part of the tensors, its bias, its sinks.
+
+Blocks of rows that lie in the same way in the band share their geometry and their bias, so
+that a causal call makes one triangle, however many tiles and heads it has.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from attention_service.attention.call import AttentionCall
+from attention_service.attention.graphs import BiasKind
+from attention_service.attention.planner import Block
+from attention_wire.tensors import Array
+
+# Fewer keys than these before the band's edge are not worth a product of their own.
+_FEWEST_INSIDE = 32
+
+
+class Biased(NamedTuple):
+    """The keys of a tile and what is added to their scores.
+
+    Attributes:
+        keys: the range of keys that the tile looks at.
+        start: the first key whose scores have a bias; ``keys.stop`` for none.
+        bias: ``[N or 1, M or 1, keys.stop − start]``, or None.
+        dead: the rows that see no key, bool ``[N or 1, M or 1]``, or None. Their bias is 0,
+            since a softmax over nothing but −∞ is NaN.
+    """
+
+    keys: slice
+    start: int
+    bias: Array | None
+    dead: Array | None
+
+    @property
+    def kind(self) -> BiasKind:
+        """Which of the composed graph's forms takes it."""
+        if self.bias is None:
+            return "none"
+        return "all" if self.start == self.keys.start else "end"
+
+
+class Feeds:
+    """The inputs of a call's tiles.
+
+    Args:
+        call: a prepared call.
+    """
+
+    def __init__(self, call: AttentionCall) -> None:
+        self._call = call
+        self._scalar = {"scale": np.array(call.scale, call.compute_dtype)}
+        self._cap = np.array(call.softcap, call.compute_dtype)
+        self._geometry: dict[tuple[int, int, bool], Biased] = {}
+        self._patterns: dict[tuple[int, int, int, bytes], Biased] = {}
+        self._last: tuple[object, Biased] | None = None
+
+    def tensors(self, block: Block, keys: slice) -> dict[str, Array]:
+        """``query [N,M,D]``, ``key [N,T,D]``, ``value [N,T,Dv]`` and the scale.
+
+        Views where the block's part is contiguous.
+        """
+        call = self._call
+        groups = call.sizes.groups
+        first, last = block.heads[0], block.heads[-1]
+        kv_heads = slice(first // groups, last // groups + 1)
+        count = (block.batch.stop - block.batch.start) * (kv_heads.stop - kv_heads.start)
+        query = call.query[block.batch, first : last + 1][:, :, block.rows]
+        key = call.key[block.batch, kv_heads, keys]
+        value = call.value[block.batch, kv_heads, keys]
+        parts = {"query": query, "key": key, "value": value}
+        shaped = {n: part.reshape(count, -1, part.shape[-1]) for n, part in parts.items()}
+        return {n: np.ascontiguousarray(part) for n, part in shaped.items()} | self._scalar
+
+    def cap(self) -> Array:
+        """The softcap, a scalar."""
+        return self._cap
+
+    def sink(self, block: Block) -> Array | None:
+        """Each row's sink, float64 ``[N,M,1]``, or None."""
+        sinks = self._call.sinks
+        if sinks is None:
+            return None
+        return self._as_rows(block, sinks[list(block.heads)][None, :, None, None], whole=True)
+
+    def biased(self, block: Block, *, every_key: bool, in_parts: bool) -> Biased:
+        """The keys of a block and their bias.
+
+        Args:
+            block: the block.
+            every_key: whether keys that no row sees are looked at too.
+            in_parts: whether the keys before the band's edge may go without a bias.
+        """
+        call, masking = self._call, self._call.masking
+        if masking.band is None and not masking.has_bias:
+            keys = slice(0, call.sizes.kv_length)
+            return Biased(keys, keys.stop, None, None)
+        if masking.has_bias:
+            return self._with_mask(block, every_key=every_key)
+        per_batch = masking.band is not None and masking.band.low.shape[0] > 1
+        place = (block.batch.start if per_batch else 0, block.row_place, every_key)
+        found = self._geometry.get(place)
+        if found is None:
+            found = self._in_band(block, every_key=every_key, in_parts=in_parts)
+            self._geometry[place] = found
+        return found
+
+    def _in_band(self, block: Block, *, every_key: bool, in_parts: bool) -> Biased:
+        masking = self._call.masking
+        keys = self._keys(block, every_key=every_key)
+        if keys.start == keys.stop or masking.band is None:
+            return Biased(keys, keys.stop, None, None)
+        start = keys.start
+        inside = masking.inside(block.batch, block.rows)
+        if in_parts and inside[0] <= start and inside[1] - start >= _FEWEST_INSIDE:
+            start = min(inside[1], keys.stop)
+        low, high = masking.band.of(block.batch, block.rows)
+        pattern = (block.num_rows, start - keys.start, keys.stop - keys.start)
+        same = (*pattern, (low - keys.start).tobytes() + (high - keys.start).tobytes())
+        known = self._patterns.get(same)
+        if known is None:
+            known = self._made(block, keys, start)
+            self._patterns[same] = known
+        return Biased(keys, start, known.bias, known.dead)
+
+    def _with_mask(self, block: Block, *, every_key: bool) -> Biased:
+        # Heads that share their bias follow each other.
+        heads = block.heads if self._call.masking.bias_has_heads else len(block.heads)
+        place = (block.batch.start, block.row_place, heads, every_key)
+        last = self._last
+        if last is not None and last[0] == place:
+            return last[1]
+        keys = self._keys(block, every_key=every_key)
+        found = Biased(keys, keys.stop, None, None)
+        if keys.start < keys.stop:
+            found = self._made(block, keys, keys.start)
+        self._last = (place, found)
+        return found
+
+    def _keys(self, block: Block, *, every_key: bool) -> slice:
+        if every_key:
+            return slice(0, self._call.sizes.kv_length)
+        return slice(*self._call.masking.keys(block.batch, block.rows))
+
+    def _made(self, block: Block, keys: slice, start: int) -> Biased:
+        dtype = self._call.compute_dtype
+        heads = slice(block.heads[0], block.heads[-1] + 1)
+        edge = slice(start, keys.stop)
+        bias = None
+        if start < keys.stop:
+            bias = self._call.masking.bias(block.batch, heads, block.rows, edge, dtype)
+        if bias is None:
+            return Biased(keys, keys.stop, None, None)
+        dead = bias.max(axis=-1, keepdims=True) == -np.inf
+        if start > keys.start or not dead.any():
+            return Biased(keys, start, self._as_rows(block, bias), None)
+        bias = np.where(dead, dtype.type(0), bias)
+        return Biased(keys, start, self._as_rows(block, bias), self._as_rows(block, dead)[..., 0])
+
+    def _as_rows(self, block: Block, array: Array, *, whole: bool = False) -> Array:
+        """``[b,h,rows,…]``, each but the last whole or 1, as ``[N or 1, M, …]``."""
+        width = array.shape[-1]
+        groups = self._call.sizes.groups if len(block.heads) > 1 else 1
+        if array.shape[:2] == (1, 1) and not whole:
+            one = np.broadcast_to(array[0], (groups, block.num_rows, width))
+            return np.ascontiguousarray(one.reshape(1, -1, width))
+        batch = block.batch.stop - block.batch.start
+        full = np.broadcast_to(array, (batch, len(block.heads), block.num_rows, width))
+        return np.ascontiguousarray(full.reshape(-1, groups * block.num_rows, width))

@@ -1,0 +1,310 @@
+"""Which keys a query may see, and what is added to the scores of those it sees.
+
+What is known by position alone (causal, windows, padding, a short mask) is an interval of
+keys for each query row, a :class:`Band`: tiles skip what is outside of it, and add nothing
+where a tile lies inside. Everything else becomes a bias, made for one tile at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from attention_service.attention.shapes import Sizes, check_shape, invalid
+from attention_wire.problems import Code, ProblemError
+from attention_wire.schemas import AttentionRequest
+from attention_wire.tensors import Array
+
+# Booleans of one block of rows, where all rows have to be looked at.
+_BLOCK_ELEMENTS = 2**22
+
+Rows = slice | Array
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """For each query row the keys that it may see by position: ``low ≤ j < high``.
+
+    Attributes:
+        low, high: int64 ``[B or 1, L]``; neither falls from one row to the next.
+    """
+
+    low: Array
+    high: Array
+
+    def of(self, batch: slice, rows: Rows) -> tuple[Array, Array]:
+        """Low and high of these rows, ``[b or 1, rows]``."""
+        part = _of(batch, self.low)
+        return self.low[part][:, rows], self.high[part][:, rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Masking:
+    """All that masks or biases the scores of a call.
+
+    Attributes:
+        sizes: of the call.
+        band: None where every query sees every key by position.
+        mask: None, or bool (true = may attend) or float (added), rank 4, each of the first
+            three dimensions that of ``[B,Hq,L,T]`` or 1, the last at most T.
+        slopes: None, or ALiBi's float64 ``[Hq]``.
+        query_positions: int64 ``[B or 1, L]``.
+        key_positions: int64 ``[T]``.
+        query_documents, key_documents: None, or ints ``[B,L]`` and ``[B,T]``.
+    """
+
+    sizes: Sizes
+    band: Band | None
+    mask: Array | None
+    slopes: Array | None
+    query_positions: Array
+    key_positions: Array
+    query_documents: Array | None
+    key_documents: Array | None
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether more than positions decides."""
+        return not (self.mask is None and self.slopes is None and self.query_documents is None)
+
+    @property
+    def bias_has_heads(self) -> bool:
+        """Whether the bias of one head differs from that of another."""
+        return self.slopes is not None or (self.mask is not None and self.mask.shape[1] > 1)
+
+    def keys(self, batch: slice, rows: Rows) -> tuple[int, int]:
+        """The range of keys that any of these rows may see by position."""
+        if self.band is None:
+            return 0, self.sizes.kv_length
+        low, high = self.band.of(batch, rows)
+        start, stop = int(low.min()), int(high.max())
+        return (start, stop) if start < stop else (0, 0)
+
+    def inside(self, batch: slice, rows: Rows) -> tuple[int, int]:
+        """The range of keys that all of these rows see by position, empty if there is none."""
+        if self.band is None:
+            return 0, self.sizes.kv_length
+        low, high = self.band.of(batch, rows)
+        return int(low.max()), int(high.min())
+
+    def allowed(self, batch: slice, heads: slice, rows: Rows, keys: slice) -> Array | None:
+        """Who sees whom, bool ``[b,h,rows,keys]``, each of b and h whole or 1; None for all."""
+        allowed: Array | None = None
+        if self.band is not None:
+            low, high = self.band.of(batch, rows)
+            index = np.arange(keys.start, keys.stop)
+            seen = (index >= low[..., None]) & (index < high[..., None])
+            allowed = None if seen.all() else seen[:, None]
+        if self.query_documents is not None and self.key_documents is not None:
+            same: Array = (
+                self.query_documents[batch][:, rows, None]
+                == self.key_documents[batch][:, None, keys]
+            )
+            allowed = same[:, None] if allowed is None else np.logical_and(allowed, same[:, None])
+        if self.mask is not None and self.mask.dtype.kind == "b":
+            part = self._mask_part(self.mask, batch, heads, rows, keys)
+            allowed = part if allowed is None else np.logical_and(allowed, part)
+        return allowed
+
+    def added(self, batch: slice, heads: slice, rows: Rows, keys: slice) -> Array | None:
+        """What is added to the scores, a float array as :meth:`allowed` has it; None for 0."""
+        added: Array | None = None
+        if self.mask is not None and self.mask.dtype.kind != "b":
+            added = self._mask_part(self.mask, batch, heads, rows, keys)
+        if self.slopes is not None:
+            queries = self.query_positions[_of(batch, self.query_positions)][:, rows]
+            distance = np.abs(queries[:, None, :, None] - self.key_positions[keys])
+            alibi = -self.slopes[None, heads, None, None] * distance
+            added = alibi if added is None else added + alibi
+        return added
+
+    def bias(
+        self, batch: slice, heads: slice, rows: Rows, keys: slice, dtype: np.dtype[Any]
+    ) -> Array | None:
+        """What a tile adds to its scores, −∞ where a key is not seen; None for nothing."""
+        allowed = self.allowed(batch, heads, rows, keys)
+        added = self.added(batch, heads, rows, keys)
+        if added is None:
+            if allowed is None:
+                return None
+            hard: Array = np.where(allowed, dtype.type(0), dtype.type(-np.inf))
+            return hard
+        with np.errstate(over="ignore"):  # past the range a bias masks, as −∞ does
+            added = added.astype(dtype)
+        return added if allowed is None else np.where(allowed, added, dtype.type(-np.inf))
+
+    def attended(self) -> Array:
+        """Which keys any query may attend, bool ``[B, Hq or 1, T]``."""
+        sizes = self.sizes
+        heads = sizes.q_num_heads if self.mask is not None and self.mask.shape[1] > 1 else 1
+        seen = np.zeros((sizes.batch, heads, sizes.kv_length), bool)
+        everything = (slice(0, sizes.batch), slice(0, heads))
+        keys = slice(0, sizes.kv_length)
+        block = max(1, _BLOCK_ELEMENTS // max(1, seen.size))
+        for start in range(0, sizes.q_length, block):
+            rows = slice(start, min(start + block, sizes.q_length))
+            allowed = self.allowed(*everything, rows, keys)
+            if self.mask is not None and self.mask.dtype.kind != "b":
+                part = self._mask_part(self.mask, *everything, rows, keys) != -np.inf
+                allowed = part if allowed is None else allowed & part
+            seen |= True if allowed is None else allowed.any(axis=2)
+        return seen
+
+    def _mask_part(self, mask: Array, batch: slice, heads: slice, rows: Rows, keys: slice) -> Array:
+        part = mask[
+            batch if mask.shape[0] > 1 else slice(None), heads if mask.shape[1] > 1 else slice(None)
+        ]
+        part = part[:, :, rows if mask.shape[2] > 1 else slice(None), keys]
+        missing = keys.stop - max(keys.start, mask.shape[3])
+        if missing > 0:
+            fill: Any = False if mask.dtype.kind == "b" else -np.inf
+            part = np.pad(part, ((0, 0), (0, 0), (0, 0), (0, missing)), constant_values=fill)
+        return part
+
+
+def _of(batch: slice, array: Array) -> slice:
+    return batch if array.shape[0] > 1 else slice(None)
+
+
+# --- From a request ------------------------------------------------------------------------
+
+
+def plain_masking(attn_mask: Array | None, sizes: Sizes, *, is_causal: bool) -> Masking:
+    """A mask and causality alone.
+
+    Raises:
+        ProblemError: ``invalid_tensor``.
+    """
+    mask = None if attn_mask is None else fit_mask(attn_mask, sizes.scores)
+    positions = np.arange(sizes.q_length)[None]
+    high = np.full_like(positions, sizes.kv_length if mask is None else mask.shape[3])
+    if is_causal:
+        high = np.minimum(high, positions + 1)
+    return Masking(
+        sizes=sizes,
+        band=Band(np.zeros_like(high), high),
+        mask=mask,
+        slopes=None,
+        query_positions=positions,
+        key_positions=np.arange(sizes.kv_length),
+        query_documents=None,
+        key_documents=None,
+    )
+
+
+def masking(request: AttentionRequest, sizes: Sizes, past_length: int) -> Masking:
+    """What masks and biases a request's scores.
+
+    Raises:
+        ProblemError: ``invalid_tensor``, ``invalid_field`` or ``missing_field``.
+    """
+    mask = None if request.attn_mask is None else fit_mask(request.attn_mask, sizes.scores)
+    nonpad = _nonpad(request, sizes)
+    _check_documents(request, sizes)
+    check_shape("alibi_slopes", request.alibi_slopes, [sizes.q_num_heads], "[Hq]")
+    slopes = request.alibi_slopes
+    if request.query_offset is not None:
+        offset = np.array([request.query_offset], np.int64)
+    elif nonpad is not None:
+        offset = nonpad - sizes.q_length
+    else:
+        offset = np.array([past_length], np.int64)
+    query_positions = np.arange(sizes.q_length) + offset[:, None]
+    key_positions = np.arange(sizes.kv_length) + request.key_offset
+    return Masking(
+        sizes=sizes,
+        band=_band(request, sizes, query_positions, nonpad, mask),
+        mask=mask,
+        slopes=None if slopes is None else slopes.astype(np.float64),
+        query_positions=query_positions,
+        key_positions=key_positions,
+        query_documents=request.query_document_ids,
+        key_documents=request.key_document_ids,
+    )
+
+
+def _band(
+    request: AttentionRequest,
+    sizes: Sizes,
+    positions: Array,
+    nonpad: Array | None,
+    mask: Array | None,
+) -> Band | None:
+    total = sizes.kv_length
+    index = positions - request.key_offset  # of the key at each query's own position
+    low = np.zeros((1, sizes.q_length), np.int64)
+    high = np.full((1, sizes.q_length), total)
+    if mask is not None:
+        high = np.minimum(high, mask.shape[3])
+    if nonpad is not None:
+        high = np.minimum(high, nonpad[:, None])
+    if request.is_causal:
+        high = np.minimum(high, index + 1)
+    if request.left_window_size >= 0:
+        low = np.maximum(low, index - request.left_window_size)
+    if request.right_window_size >= 0:
+        high = np.minimum(high, index + request.right_window_size + 1)
+    low = np.minimum(low, total)
+    high = np.maximum(high, low)
+    low, high = np.broadcast_arrays(low, high)
+    if not low.any() and (high == total).all():
+        return None
+    return Band(low, high)
+
+
+def _nonpad(request: AttentionRequest, sizes: Sizes) -> Array | None:
+    nonpad = request.nonpad_kv_seqlen
+    if nonpad is None:
+        return None
+    check_shape("nonpad_kv_seqlen", nonpad, [sizes.batch], "[B]")
+    if request.return_.present:
+        raise ProblemError.of_field(
+            "nonpad_kv_seqlen", 'does not go with {"return": {"present": true}}; leave one out'
+        )
+    if nonpad.size and (nonpad.min() < 0 or nonpad.max() > sizes.kv_length):
+        raise ProblemError.of_field(
+            "nonpad_kv_seqlen",
+            f"holds {int(nonpad.min())} to {int(nonpad.max())}, where there are 0 to "
+            f"{sizes.kv_length} keys",
+        )
+    return nonpad.astype(np.int64)
+
+
+def _check_documents(request: AttentionRequest, sizes: Sizes) -> None:
+    names = ("query_document_ids", "key_document_ids")
+    query, key = (getattr(request, name) for name in names)
+    if (query is None) != (key is None):
+        raise ProblemError.of_field(
+            names[0] if query is None else names[1],
+            "is missing: query_document_ids and key_document_ids go together",
+            Code.MISSING_FIELD,
+        )
+    check_shape(names[0], query, [sizes.batch, sizes.q_length], "[B,L]")
+    check_shape(names[1], key, [sizes.batch, sizes.kv_length], "[B,T]")
+
+
+def fit_mask(mask: Array, scores: tuple[int, int, int, int]) -> Array:
+    """A mask as rank 4, each of its first three dimensions 1 or that of the scores.
+
+    Args:
+        mask: bool or float, of rank 1 to 4. Its last dimension may be shorter than T: the
+            rest is masked.
+        scores: ``[B,Hq,L,T]``.
+
+    Raises:
+        ProblemError: the shapes do not fit.
+    """
+    given = list(mask.shape)
+    if not 1 <= mask.ndim <= 4:
+        raise invalid("attn_mask", f"has rank {mask.ndim} (shape {given}); send rank 1 to 4")
+    mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+    fits = all(size in (1, full) for size, full in zip(mask.shape[:3], scores[:3], strict=True))
+    if not fits or mask.shape[3] > scores[3]:
+        raise invalid(
+            "attn_mask",
+            f"has shape {given}, which does not broadcast from the right to [B,Hq,L,T] = "
+            f"{list(scores)}",
+        )
+    return mask
