@@ -44,7 +44,7 @@ class Biased(NamedTuple):
 
 
 class Feeds:
-    """The inputs of a call's tiles.
+    """The inputs of the tiles of one step of a call.
 
     Args:
         call: a prepared call.
@@ -71,9 +71,15 @@ class Feeds:
         query = call.query[block.batch, first : last + 1][:, :, block.rows]
         key = call.key[block.batch, kv_heads, keys]
         value = call.value[block.batch, kv_heads, keys]
-        parts = {"query": query, "key": key, "value": value}
-        shaped = {n: part.reshape(count, -1, part.shape[-1]) for n, part in parts.items()}
-        return {n: np.ascontiguousarray(part) for n, part in shaped.items()} | self._scalar
+        groups = query.shape[1] // key.shape[1]
+        return {
+            "query": np.ascontiguousarray(
+                query.reshape(count, groups * block.num_rows, query.shape[3])
+            ),
+            "key": np.ascontiguousarray(key.reshape(count, *key.shape[2:])),
+            "value": np.ascontiguousarray(value.reshape(count, *value.shape[2:])),
+            **self._scalar,
+        }
 
     def cap(self) -> Array:
         """The softcap, a scalar."""

@@ -100,9 +100,11 @@ class _Composed:
         if "entropy" in wanted:
             self._entropy(masked, softmax)
         if spec.sink:
-            # The sink's share is 1 − sigmoid(lse − sink), in whatever the softmax gave.
-            self._add("Sub", "lse", "sink", "over_sink")
-            self._add("Sigmoid", "over_sink", "keys_share")
+            # 1 / (1 + exp(sink − lse)), precise for the smallest share too; Sigmoid is not.
+            self._add("Sub", "sink", "lse", "sink_over_keys")
+            self._add("Exp", "sink_over_keys", "sink_to_keys")
+            self._add("Add", "sink_to_keys", "one", "all_to_keys")
+            self._add("Reciprocal", "all_to_keys", "keys_share")
         if "output" in wanted:
             self._add("MatMul", softmax, "value", "attended" if spec.sink else "output")
             if spec.sink:
@@ -215,8 +217,12 @@ class _Composed:
         )
 
     def _constants(self) -> dict[str, Any]:
-        lowest = np.finfo(self._spec.dtype).min
-        return {"last_axis": np.array([-1]), "lowest": np.array(lowest, self._spec.dtype)}
+        dtype = np.dtype(self._spec.dtype)
+        return {
+            "last_axis": np.array([-1]),
+            "lowest": np.array(np.finfo(dtype).min, dtype),
+            "one": np.array(1, dtype),
+        }
 
 
 def _top_k_nodes(weights: str, rounding: str | None, dtype: str) -> list[NodeProto]:

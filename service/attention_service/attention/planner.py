@@ -248,6 +248,8 @@ def _steps(call: AttentionCall) -> Iterator[tuple[frozenset[str], Any, Any]]:
     if 0 in sizes.scores:
         return
     of_all = frozenset(n for n in ("output", "lse", "entropy") if getattr(wants, n))
+    if sizes.v_head_size == 0:
+        of_all -= {"output"}  # it has no elements
     of_some = frozenset({"weights"} if wants.weights else ()) | frozenset(
         {"scores"} if wants.scores else ()
     )

@@ -65,19 +65,17 @@ class AttentionJob(Job):
             (answer.setdefault(parent, {}) if parent else answer)[member] = shaped
         answer["provider"] = self._engine.provider
         if call.wants.plan:
-            answer["plan"] = self.explain(how).model_dump()
+            answer["plan"] = self._described(how, call).model_dump()
         return answer
 
-    def explain(self, how: Plan | None = None) -> PlanInfo:
+    def explain(self) -> PlanInfo:
         """How the call is run, and what that is predicted to cost."""
-        engine, call = self._engine, self.call
-        return describe(
-            how or self.plan,
-            engine.target,
-            call.compute_dtype.name,
-            call.sizes.kv_length,
-            engine.speed(),
-        )
+        return self._described(self.plan, self.call)
+
+    def _described(self, how: Plan, call: AttentionCall) -> PlanInfo:
+        engine = self._engine
+        dtype = call.compute_dtype.name
+        return describe(how, engine.target, dtype, call.sizes.kv_length, engine.speed())
 
 
 def _to_rank(array: Array, rank: int, name: str) -> Array:

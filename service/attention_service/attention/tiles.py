@@ -51,7 +51,6 @@ class Computation:
         self._call = call
         self._plan = plan
         self._session = session
-        self._feeds = Feeds(call)
         # Weights are rounded as they are answered before the largest of them are found.
         narrow = call.dtype.itemsize < call.compute_dtype.itemsize
         self._rounding = call.dtype.name if narrow else None
@@ -64,11 +63,11 @@ class Computation:
     def tiles(self) -> Iterator[Tile]:
         """The tiles of all steps."""
         for step in self._plan.steps:
-            run = self._kernel(step)
+            run, feeds = self._kernel(step), Feeds(self._call)
             for block in blocks(self._call, step):
-                yield partial(run, step, block)
+                yield partial(run, step, feeds, block)
 
-    def _kernel(self, step: Step) -> Callable[[Step, Block], None]:
+    def _kernel(self, step: Step) -> Callable[[Step, Feeds, Block], None]:
         if step.kernel == "flash":
             return self._flash
         if self._call.wants.reduce is not None and "weights" in step.outputs:
@@ -77,26 +76,26 @@ class Computation:
 
     # --- Kernels ---
 
-    def _flash(self, _: Step, block: Block) -> None:
+    def _flash(self, _: Step, feeds: Feeds, block: Block) -> None:
         keys = slice(0, self._call.sizes.kv_length)
-        feeds = self._feeds.tensors(block, keys)
-        self._put("output", block, keys, self._run(FlashSpec(), ["output"], feeds)["output"])
+        found = self._run(FlashSpec(), ["output"], feeds.tensors(block, keys))
+        self._put("output", block, keys, found["output"])
 
-    def _composed(self, step: Step, block: Block) -> None:
+    def _composed(self, step: Step, feeds: Feeds, block: Block) -> None:
         outputs = set(step.outputs)
         if self._call.wants.top_k is not None and "weights" in outputs:
             outputs = outputs - {"weights"} | {"top_k"}
-        biased, found = self._attend(block, outputs)
+        biased, found = self._attend(feeds, block, outputs)
         if "values" in found:
             self._put_top_k(block, biased.keys, found)
 
-    def _reduced(self, step: Step, block: Block) -> None:
+    def _reduced(self, step: Step, feeds: Feeds, block: Block) -> None:
         """All heads of some rows, one after the other, and their weights made one."""
         call, total = self._call, None
         combine = np.add if call.wants.reduce == "mean" else np.maximum
         for place, head in enumerate(block.heads):
             one = Block(block.batch, (head,), block.rows, block.head_place + place, block.row_place)
-            biased, found = self._attend(one, set(step.outputs), keep_weights=True)
+            biased, found = self._attend(feeds, one, set(step.outputs), keep_weights=True)
             if not found:
                 return  # no row sees a key, and that is so for every head
             weights = found["weights"]
@@ -113,19 +112,20 @@ class Computation:
         mass = total.sum(axis=-1, dtype=np.float64)
         if self._rounding:
             total = total.astype(call.dtype).astype(call.compute_dtype)
-        feeds = {"weights": total[0], "k": self._k(biased.keys)}
-        found = self._run(TopKSpec(dtype_name(total)), ["values", "indices"], feeds)
+        rows = {"weights": total[0], "k": self._k(biased.keys)}
+        found = self._run(TopKSpec(dtype_name(total)), ["values", "indices"], rows)
         found = {name: array[None] for name, array in found.items()}
         self._put_top_k(first, biased.keys, {**found, "mass": mass})
 
     # --- One run of the composed graph ---
 
     def _attend(
-        self, block: Block, outputs: set[str], *, keep_weights: bool = False
+        self, feeds: Feeds, block: Block, outputs: set[str], *, keep_weights: bool = False
     ) -> tuple[Biased, dict[str, Array]]:
         """Run a block, put away what belongs to it alone, and give back all that it gave.
 
         Args:
+            feeds: the step's inputs.
             block: the block.
             outputs: of a step's outputs and ``top_k``.
             keep_weights: whether the caller puts the weights away.
@@ -135,13 +135,14 @@ class Computation:
         """
         call, mode = self._call, self._call.wants.scores
         wants_scores = "scores" in outputs and mode is not None
-        biased = self._feeds.biased(
+        biased = feeds.biased(
             block, every_key=wants_scores and mode != "masked", in_parts=not wants_scores
         )
         if biased.keys.start == biased.keys.stop:
             return biased, {}
         names = outputs - {"scores"} | ({mode} if wants_scores and mode else set())
-        sink = self._feeds.sink(block)
+        # Scores have no sinks.
+        sink = feeds.sink(block) if names - {mode} else None
         if sink is not None and names & {"top_k", "entropy"}:
             names = names | {"lse"}
         spec = TileSpec(
@@ -152,13 +153,13 @@ class Computation:
             sink=sink is not None,
             rounding=self._rounding if "top_k" in names else None,
         )
-        feeds = self._inputs(spec, block, biased, sink)
+        inputs = self._inputs(spec, feeds, block, biased, sink)
         graph_names = [name for name in spec.outputs if name != "top_k"]
         graph_names += ["values", "indices"] if "top_k" in names else []
         places = {} if keep_weights else {"weights": "weights"}
         places |= {mode: "scores"} if wants_scores and mode else {}
-        into = self._places(places, names, block, biased.keys, feeds["query"].shape)
-        found = self._run(spec, graph_names, feeds, into)
+        into = self._places(places, names, block, biased.keys, inputs["query"].shape)
+        found = self._run(spec, graph_names, inputs, into)
         if biased.dead is not None:
             _bury(found, biased.dead)
         if "lse" in found:
@@ -174,25 +175,25 @@ class Computation:
         return biased, found
 
     def _inputs(
-        self, spec: TileSpec, block: Block, biased: Biased, sink: Array | None
+        self, spec: TileSpec, feeds: Feeds, block: Block, biased: Biased, sink: Array | None
     ) -> dict[str, Array]:
         """The inputs of a composed graph."""
-        feeds = self._feeds.tensors(block, biased.keys)
+        inputs = feeds.tensors(block, biased.keys)
         if "output" not in spec.outputs:
-            del feeds["value"]
+            del inputs["value"]
         if biased.bias is not None:
-            feeds["bias"] = biased.bias
+            inputs["bias"] = biased.bias
         if spec.bias == "end":
             inside = biased.start - biased.keys.start
-            feeds["key_end"] = np.ascontiguousarray(feeds["key"][:, inside:])
-            feeds["key"] = np.ascontiguousarray(feeds["key"][:, :inside])
+            inputs["key_end"] = np.ascontiguousarray(inputs["key"][:, inside:])
+            inputs["key"] = np.ascontiguousarray(inputs["key"][:, :inside])
         if spec.softcap:
-            feeds["cap"] = self._feeds.cap()
+            inputs["cap"] = feeds.cap()
         if sink is not None:
-            feeds["sink"] = sink.astype(self._call.compute_dtype)
+            inputs["sink"] = sink.astype(self._call.compute_dtype)
         if "top_k" in spec.outputs:
-            feeds["k"] = self._k(biased.keys)
-        return feeds
+            inputs["k"] = self._k(biased.keys)
+        return inputs
 
     def _k(self, keys: slice) -> Array:
         return np.array([min(self._call.wants.top_k or 1, keys.stop - keys.start)])
@@ -277,8 +278,10 @@ def _blank(call: AttentionCall, name: str, shape: tuple[int, ...], dtype: np.dty
 def _bury(found: dict[str, Array], dead: Array) -> None:
     """Give the rows that see no key what such rows have."""
     for name, array in found.items():
-        if name not in ("raw", "softcap", "indices"):
-            place = np.broadcast_to(dead, array.shape[:2])
+        place = np.broadcast_to(dead, array.shape[:2])
+        if name == "indices":
+            array[place] = np.arange(array.shape[-1])  # of equal weights the lowest keys
+        elif name not in ("raw", "softcap"):
             array[place] = -np.inf if name in ("lse", "masked") else 0
 
 
