@@ -34,9 +34,20 @@ from attention_client.errors import (
     UnsupportedMediaError,
 )
 from attention_client.maps import attention_map
-from attention_client.results import AttentionResult, TextAttention
+from attention_client.merging import merge
+from attention_client.options import AttentionOptions
+from attention_client.results import AttentionResult, TextAttention, TopK
 from attention_wire.problems import FieldProblem
-from attention_wire.schemas import ModuleInfo, ModuleList, Return, ServiceInfo
+from attention_wire.schemas import (
+    ModuleInfo,
+    ModuleList,
+    PlanInfo,
+    PlanStep,
+    Range,
+    Return,
+    ServiceInfo,
+    WeightsSelection,
+)
 
 __version__ = _version("attention-service")
 
@@ -45,6 +56,7 @@ __all__ = [
     "AsyncAttentionClient",
     "AttentionClient",
     "AttentionError",
+    "AttentionOptions",
     "AttentionResult",
     "BadRequestError",
     "BodyTimeoutError",
@@ -60,15 +72,21 @@ __all__ = [
     "NotFoundError",
     "NotReturnedError",
     "OverloadedError",
+    "PlanInfo",
+    "PlanStep",
+    "Range",
     "Return",
     "ServerError",
     "ServiceDeadlineError",
     "ServiceInfo",
     "TextAttention",
     "TooLargeError",
+    "TopK",
     "UnauthorizedError",
     "UnavailableError",
     "UnsupportedMediaError",
+    "WeightsSelection",
     "__version__",
     "attention_map",
+    "merge",
 ]

@@ -59,6 +59,23 @@ def mask(name: str, value: npt.ArrayLike) -> Array:
     return tensor(name, value)
 
 
+def integers(name: str, value: npt.ArrayLike) -> Array:
+    """A tensor of integers: int32 stays, all others become int64.
+
+    Raises:
+        TypeError: it does not hold integers.
+        ValueError: it is ragged, or an integer is past the range of int64.
+    """
+    array, typed = _array(name, value)
+    if array.dtype == np.int32:
+        return array
+    if array.dtype.kind not in "iu" and (typed or array.size):
+        raise TypeError(f"{name}: {_strange(array)}; give integers")
+    if array.dtype == np.uint64 and array.max(initial=0) > np.iinfo(np.int64).max:
+        raise ValueError(f"{name}: holds {array.max()}, which is past the range of int64")
+    return array.astype(np.int64)
+
+
 def _array(name: str, value: npt.ArrayLike) -> tuple[Array, bool]:
     """The value as an array, and whether it had a dtype of its own."""
     try:

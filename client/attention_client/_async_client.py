@@ -8,20 +8,22 @@ from __future__ import annotations
 import asyncio
 import copy
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Self, TypeVar, overload
+from typing import Self, TypeVar, Unpack, overload
 
 import httpx
 import numpy.typing as npt
 
-from attention_client import _calls
-from attention_client._calls import Indices, ReturnSpec, Texts
+from attention_client import _calls, _fields
+from attention_client._calls import Indices, Texts
 from attention_client._messages import Answer
 from attention_client._protocol import Attempt, Call, Done, Exchange, Outcome
 from attention_client._settings import Settings
+from attention_client._shards import divide
 from attention_client._transport import arguments, errors_mapped, small_content
 from attention_client.errors import AttentionError
+from attention_client.options import AttentionOptions, ReturnSpec
 from attention_client.results import AttentionResult, TextAttention
 from attention_wire.schemas import ModuleInfo, ModuleList, ServiceInfo
 
@@ -74,37 +76,35 @@ class AsyncAttentionClient:
         key: npt.ArrayLike,
         value: npt.ArrayLike,
         *,
-        attn_mask: npt.ArrayLike | None = None,
-        is_causal: bool = False,
-        scale: float | None = None,
-        q_num_heads: int | None = None,
-        kv_num_heads: int | None = None,
-        return_: ReturnSpec | None = None,
+        shards: Sequence[Self] | None = None,
         timeout: float | None = None,
+        **options: Unpack[AttentionOptions],
     ) -> AttentionResult:
         """Scaled dot-product attention; see :meth:`AttentionClient.attention`.
 
         Example:
             >>> async def main():
             ...     async with AsyncAttentionClient() as client:
-            ...         return await client.attention([[1.0]], [[1.0]], [[5.0]])
+            ...         return await client.attention([[1.0]], [[1.0]], [[5.0]], softcap=30.0)
             >>> asyncio.run(main()).output
             array([[5.]], dtype=float32)
         """
-        return await self._run(
-            _calls.attention(
-                query,
-                key,
-                value,
-                attn_mask=attn_mask,
-                is_causal=is_causal,
-                scale=scale,
-                q_num_heads=q_num_heads,
-                kv_num_heads=kv_num_heads,
-                return_=return_,
-                timeout=timeout,
-            )
-        )
+        fields = _fields.of_attention(query, key, value, options)
+        if shards is None:
+            return await self._run(_calls.attention(fields, timeout))
+        sharded = divide(fields, len(shards))
+        work = [
+            (shard, [_calls.attention(each, timeout) for each in parts])
+            for shard, parts in zip(shards, sharded.fields, strict=False)
+        ]
+        tasks = [asyncio.create_task(shard._run_all(calls)) for shard, calls in work]
+        try:
+            return sharded.merged(await asyncio.gather(*tasks))
+        finally:
+            # Where one failed, or the caller was cancelled, the others end with it.
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def module_attention(
         self,
@@ -295,7 +295,18 @@ class AsyncAttentionClient:
         return f"{type(self).__name__}({self._settings.base_url!r})"
 
     async def _run(self, call: Call[T]) -> T:
-        exchange = Exchange(call, self._settings.policy)
+        return await self._drive(Exchange(call, self._settings.policy))
+
+    async def _run_all(self, calls: Sequence[Call[T]]) -> list[T]:
+        """A shard's part of a call, under one deadline."""
+        exchanges = [Exchange(call, self._settings.policy) for call in calls]
+        try:
+            return [await self._drive(exchange) for exchange in exchanges]
+        except AttentionError as error:
+            error.add_note(f"(from the shard {self!r}, which has a part of the keys)")
+            raise
+
+    async def _drive(self, exchange: Exchange[T]) -> T:
         while True:
             verdict = exchange.judge(await self._send(exchange.attempt()))
             if isinstance(verdict, Done):

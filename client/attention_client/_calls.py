@@ -5,7 +5,6 @@ Both clients make their calls of these descriptions, so that no call is written 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 from urllib.parse import quote
@@ -14,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from attention_client._arrays import mask, plain, tensor
+from attention_client._arrays import plain, tensor
+from attention_client._fields import of_options, of_return
 from attention_client._messages import Answer, Request, parse_server_timing
 from attention_client._protocol import Call
 from attention_client._settings import check_timeout
@@ -25,15 +25,15 @@ from attention_client.errors import (
     InvalidAnswerError,
     ServerError,
 )
+from attention_client.options import ReturnSpec
 from attention_client.results import AttentionResult, TextAttention
-from attention_wire import bodies
+from attention_wire import bodies, schemas
 from attention_wire.problems import ProblemError
 from attention_wire.schemas import (
     AttentionAnswer,
     Health,
     ModuleInfo,
     ModuleList,
-    Return,
     ServiceInfo,
     TextAnswer,
     TextResult,
@@ -43,35 +43,14 @@ from attention_wire.validation import validate
 
 Texts: TypeAlias = list[str] | tuple[str, ...]
 Indices: TypeAlias = Literal["all"] | Sequence[int] | npt.NDArray[np.integer[Any]]
-ReturnSpec: TypeAlias = Mapping[str, Any] | Return
 Model = TypeVar("Model", bound=BaseModel)
 
 
 # --- Calls -----------------------------------------------------------------------------
 
 
-def attention(
-    query: npt.ArrayLike,
-    key: npt.ArrayLike,
-    value: npt.ArrayLike,
-    *,
-    attn_mask: npt.ArrayLike | None,
-    is_causal: bool,
-    scale: float | None,
-    q_num_heads: int | None,
-    kv_num_heads: int | None,
-    return_: ReturnSpec | None,
-    timeout: float | None,
-) -> Call[AttentionResult]:
-    """``POST /v1/attention``."""
-    fields = {
-        "query": tensor("query", query),
-        "key": tensor("key", key),
-        "value": tensor("value", value),
-        "q_num_heads": plain(q_num_heads),
-        "kv_num_heads": plain(kv_num_heads),
-        **_options(attn_mask, is_causal, scale, return_),
-    }
+def attention(fields: Mapping[str, Any], timeout: float | None) -> Call[AttentionResult]:
+    """``POST /v1/attention``, with fields as ``_fields.of_attention`` makes them."""
     return Call(_post("/v1/attention", fields), _attention_result, _seconds(timeout))
 
 
@@ -92,7 +71,14 @@ def module_attention(
         "query": tensor("query", query),
         "key": None if key is None else tensor("key", key),
         "value": None if value is None else tensor("value", value),
-        **_options(attn_mask, is_causal, scale, return_),
+        **of_options(
+            {
+                "attn_mask": attn_mask,
+                "is_causal": is_causal,
+                "scale": scale,
+                "return_": return_,
+            }
+        ),
     }
     path = f"/v1/modules/{_segment(name)}/attention"
     return Call(_post(path, fields), _attention_result, _seconds(timeout))
@@ -117,7 +103,7 @@ def text_attention(
         "layers": None if isinstance(layers, str) and layers == "all" else plain(layers),
         "heads": None if isinstance(heads, str) and heads == "all" else plain(heads),
         "truncate": truncate or None,
-        "return": _return(return_),
+        "return": of_return(return_),
     }
     chosen = fields["layers"], fields["heads"]
     texts = [text] if isinstance(text, str) else list(text)
@@ -178,28 +164,6 @@ def _post(path: str, fields: Mapping[str, Any]) -> Request:
     return Request("POST", path, bodies.SAFETENSORS, bodies.write(form, given, "request"))
 
 
-def _options(
-    attn_mask: npt.ArrayLike | None,
-    is_causal: bool,
-    scale: float | None,
-    return_: ReturnSpec | None,
-) -> dict[str, Any]:
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"scale must be a finite number; got {scale!r}")
-    return {
-        "attn_mask": None if attn_mask is None else mask("attn_mask", attn_mask),
-        "is_causal": bool(is_causal) or None,
-        "scale": None if scale is None else float(scale),
-        "return": _return(return_),
-    }
-
-
-def _return(return_: ReturnSpec | None) -> Any:
-    if isinstance(return_, Return):
-        return return_.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    return plain(return_)
-
-
 def _segment(name: str) -> str:
     if name in {"", ".", ".."}:
         raise ValueError(f"{name!r} is no name of a module")
@@ -245,6 +209,7 @@ def _attention_result(answer: Answer) -> AttentionResult:
         provider=read.provider,
         request_id=answer.request_id,
         server_timing=parse_server_timing(answer.headers.get("server-timing", "")),
+        _plan=read.plan,
     )
 
 
@@ -289,7 +254,13 @@ _TOKEN_FIELDS = (
 )  # fmt: skip
 
 
-def _arrays(answer: AttentionAnswer | TextResult) -> dict[str, Array]:
-    """The arrays of an answer by their names, those that are there."""
-    fields = {name: getattr(answer, name) for name in type(answer).model_fields}
-    return {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+def _arrays(answer: BaseModel) -> dict[str, Array]:
+    """The arrays of an answer by their names, those that are there; of a top k, dotted names."""
+    arrays: dict[str, Array] = {}
+    for name in type(answer).model_fields:
+        value = getattr(answer, name)
+        if isinstance(value, np.ndarray):
+            arrays[name] = value
+        elif isinstance(value, schemas.TopK):
+            arrays |= {f"{name}.{part}": array for part, array in _arrays(value).items()}
+    return arrays

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Self, TypeVar, overload
+from typing import Self, TypeVar, Unpack, overload
 
 import httpx
 import numpy.typing as npt
 
-from attention_client import _calls
-from attention_client._calls import Indices, ReturnSpec, Texts
+from attention_client import _calls, _fields
+from attention_client._calls import Indices, Texts
 from attention_client._messages import Answer
 from attention_client._protocol import Attempt, Call, Done, Exchange, Outcome
 from attention_client._settings import Settings
+from attention_client._shards import divide
 from attention_client._transport import arguments, errors_mapped, small_content
 from attention_client.errors import AttentionError
+from attention_client.options import AttentionOptions, ReturnSpec
 from attention_client.results import AttentionResult, TextAttention
 from attention_wire.schemas import ModuleInfo, ModuleList, ServiceInfo
 
@@ -69,13 +73,9 @@ class AttentionClient:
         key: npt.ArrayLike,
         value: npt.ArrayLike,
         *,
-        attn_mask: npt.ArrayLike | None = None,
-        is_causal: bool = False,
-        scale: float | None = None,
-        q_num_heads: int | None = None,
-        kv_num_heads: int | None = None,
-        return_: ReturnSpec | None = None,
+        shards: Sequence[Self] | None = None,
         timeout: float | None = None,
+        **options: Unpack[AttentionOptions],
     ) -> AttentionResult:
         """Scaled dot-product attention over tensors: softmax(scale·QKᵀ + mask)·V.
 
@@ -87,21 +87,25 @@ class AttentionClient:
             key: [B, Hkv, S, D], [B, S, Hkv·D] or [S, D]. Query head h reads key head
                 h // (Hq / Hkv).
             value: [B, Hkv, S, Dv], [B, S, Hkv·Dv] or [S, Dv].
-            attn_mask: bool (true = may attend) or float (added to the scores), broadcast
-                from the right to [B, Hq, L, S].
-            is_causal: query i sees the keys j ≤ i.
-            scale: factor on the scores; 1/√D by default.
-            q_num_heads: Hq, for tensors of rank 3 only.
-            kv_num_heads: Hkv, for tensors of rank 3 only.
-            return_: what to compute, such as ``{"weights": False}``; what is not asked for
-                costs nothing. By default the output and all weights.
-            timeout: seconds for this call, in place of the client's.
+            shards: services to divide the keys and values among, in contiguous parts. They are
+                called at the same time, and their results merged into the exact one: this
+                client does nothing itself, unless it is one of them. Only ``output`` and
+                ``lse`` can be merged, and are the default.
+            timeout: seconds for this call, in place of the client's, or of each shard's.
+            options: the keyword arguments that :class:`attention_client.AttentionOptions`
+                describes, all optional: ``attn_mask``, ``is_causal``, ``scale``, ``softcap``,
+                ``left_window_size``, ``right_window_size``, ``q_num_heads``, ``kv_num_heads``,
+                ``nonpad_kv_seqlen``, ``softmax_precision``, ``past_key``, ``past_value``,
+                ``sinks``, ``alibi_slopes``, ``query_document_ids``, ``key_document_ids``,
+                ``query_offset``, ``key_offset``, and ``return_``, what to compute.
 
         Returns:
-            ``output`` in the query's rank and dtype, ``weights`` [B, Hq, L, S] or [L, S].
+            What ``return_`` asks for, by default ``output`` in the query's rank and dtype, and
+            ``weights`` [B, Hq, L, T] or [L, T], where T counts the past's keys too.
 
         Raises:
-            TypeError, ValueError: an argument is no tensor that could be sent.
+            TypeError, ValueError: an argument is no tensor that could be sent, or cannot be
+                divided among shards.
             InvalidRequestError: shapes or dtypes do not fit; it names the fields.
             AttentionError: whatever else goes wrong; see ``attention_client.errors``.
 
@@ -114,21 +118,30 @@ class AttentionClient:
             ((1, 8, 5, 64), (1, 8, 5, 7), dtype('float16'))
             >>> result.weights[0, 0, 1]
             array([0.5, 0.5, 0. , 0. , 0. , 0. , 0. ], dtype=float16)
+
+            The two largest weights of each row of one head, and what is left of the row:
+
+            >>> asked = {"weights": {"heads": [0], "top_k": 2}}
+            >>> client.attention(query, key, value, return_=asked).top_k
+            TopK(indices=int32[1, 1, 5, 2], values=float16[1, 1, 5, 2], rest=float32[1, 1, 5])
+
+            The keys on two services, here the same one twice:
+
+            >>> result = client.attention(query, key, value, is_causal=True, shards=[client] * 2)
+            >>> result
+            AttentionResult(output=float16[1, 8, 5, 64], lse=float32[1, 8, 5], provider=...)
         """
-        return self._run(
-            _calls.attention(
-                query,
-                key,
-                value,
-                attn_mask=attn_mask,
-                is_causal=is_causal,
-                scale=scale,
-                q_num_heads=q_num_heads,
-                kv_num_heads=kv_num_heads,
-                return_=return_,
-                timeout=timeout,
-            )
-        )
+        fields = _fields.of_attention(query, key, value, options)
+        if shards is None:
+            return self._run(_calls.attention(fields, timeout))
+        sharded = divide(fields, len(shards))
+        work = [
+            (shard, [_calls.attention(each, timeout) for each in parts])
+            for shard, parts in zip(shards, sharded.fields, strict=False)
+        ]
+        with ThreadPoolExecutor(len(work)) as pool:
+            tasks = [pool.submit(shard._run_all, calls) for shard, calls in work]
+            return sharded.merged([task.result() for task in tasks])
 
     def module_attention(
         self,
@@ -364,7 +377,18 @@ class AttentionClient:
         return f"{type(self).__name__}({self._settings.base_url!r})"
 
     def _run(self, call: Call[T]) -> T:
-        exchange = Exchange(call, self._settings.policy)
+        return self._drive(Exchange(call, self._settings.policy))
+
+    def _run_all(self, calls: Sequence[Call[T]]) -> list[T]:
+        """A shard's part of a call, under one deadline."""
+        exchanges = [Exchange(call, self._settings.policy) for call in calls]
+        try:
+            return [self._drive(exchange) for exchange in exchanges]
+        except AttentionError as error:
+            error.add_note(f"(from the shard {self!r}, which has a part of the keys)")
+            raise
+
+    def _drive(self, exchange: Exchange[T]) -> T:
         while True:
             verdict = exchange.judge(self._send(exchange.attempt()))
             if isinstance(verdict, Done):

@@ -81,6 +81,10 @@ class ScriptedServer:
         self._thread.join()
         self._server.server_close()
 
+    def release(self) -> None:
+        """End all stalls, now and to come."""
+        self._stopped.set()
+
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         outer = self
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from attention_client import AttentionClient
-from attention_client._arrays import mask, plain, tensor
+from attention_client._arrays import integers, mask, plain, tensor
 
 
 class Foreign:
@@ -107,3 +107,41 @@ def test_masks_that_could_mean_two_things(value: Any, error: type[Exception]) ->
 def test_options_become_json() -> None:
     value = {"heads": np.array([1, 2]), "k": (np.int32(3), range(2)), "all": "all", "no": None}
     assert plain(value) == {"heads": [1, 2], "k": [3, [0, 1]], "all": "all", "no": None}
+
+
+# --- Integers --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        ([1, 2], "int64"),
+        ([], "int64"),
+        ([[], []], "int64"),
+        (range(3), "int64"),
+        (np.array([1, 2], np.int32), "int32"),
+        (np.array([1, 2], np.uint8), "int64"),
+        (np.array([1, 2], np.uint64), "int64"),
+        (Foreign(np.array([1])), "int64"),
+    ],
+)
+def test_integers(value: Any, dtype: str) -> None:
+    array = integers("key_document_ids", value)
+    assert array.dtype.name == dtype
+    np.testing.assert_array_equal(array, np.asarray(getattr(value, "_array", value)))
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ([1.0], TypeError, "is an array of float64, which is not taken; give integers"),
+        (np.ones(0), TypeError, "give integers"),
+        ([True], TypeError, "holds true and false; give integers"),
+        (["a"], TypeError, "give integers"),
+        ([[1], [1, 2]], ValueError, "cannot be made into an array"),
+        (np.array([2**63], np.uint64), ValueError, "holds 9223372036854775808"),
+    ],
+)
+def test_what_is_no_integers(value: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"ids: .*{message}"):
+        integers("ids", value)

@@ -14,12 +14,14 @@ from safetensors.numpy import load
 from attention_client import (
     ApiError,
     AttentionError,
+    AttentionResult,
     ConnectionFailedError,
     DeadlineExceededError,
     InvalidAnswerError,
     Return,
     UnavailableError,
     _calls,
+    _fields,
 )
 from attention_client._messages import (
     Answer,
@@ -47,7 +49,6 @@ DEFAULTS: dict[str, Any] = {
     "return_": None,
     "timeout": None,
 }
-HEADS: dict[str, Any] = {"q_num_heads": None, "kv_num_heads": None}
 TEXT: dict[str, Any] = {
     "module": None,
     "layers": "all",
@@ -79,13 +80,18 @@ def metadata_of(body: bytes) -> dict[str, Any]:
     return fields
 
 
+def attention(*tensors: Any, **options: Any) -> Call[AttentionResult]:
+    query, key, value = tensors
+    return _calls.attention(_fields.of_attention(query, key, value, options), None)
+
+
 # --- Requests --------------------------------------------------------------------------
 
 
 def test_tensors_go_as_safetensors_that_the_format_s_own_library_reads() -> None:
     query = np.arange(6, dtype=np.float16).reshape(2, 3)
-    options = {**DEFAULTS, "attn_mask": [[True, False]] * 2, "scale": 0.25, "is_causal": True}
-    call = _calls.attention(query, [[1, 2, 3]] * 2, np.ones((2, 1)), **options, **HEADS)
+    options = {"attn_mask": [[True, False]] * 2, "scale": 0.25, "is_causal": True}
+    call = attention(query, [[1, 2, 3]] * 2, np.ones((2, 1)), **options)
     request = call.request
     assert (request.method, request.path) == ("POST", "/v1/attention")
     assert request.headers == {
@@ -106,15 +112,15 @@ def test_tensors_go_as_safetensors_that_the_format_s_own_library_reads() -> None
 
 
 def test_what_was_not_given_is_not_sent() -> None:
-    call = _calls.attention([[1.0]], [[1.0]], [[1.0]], **DEFAULTS, **HEADS)
+    call = attention([[1.0]], [[1.0]], [[1.0]])
     assert metadata_of(body_of(call.request)) == {}
     assert set(load(body_of(call.request))) == {"query", "key", "value"}
 
 
 def test_numpy_s_numbers_are_numbers() -> None:
-    options = {**DEFAULTS, "scale": np.float32(0.5), "return_": {"weights": np.bool_(False)}}
+    options = {"scale": np.float32(0.5), "return_": {"weights": np.bool_(False)}}
     heads = {"q_num_heads": np.int64(2), "kv_num_heads": 1}
-    call = _calls.attention([[[1.0, 2.0]]], [[[1.0]]], [[[1.0]]], **options, **heads)
+    call = attention([[[1.0, 2.0]]], [[[1.0]]], [[[1.0]]], **options, **heads)
     assert metadata_of(body_of(call.request)) == {
         "scale": 0.5,
         "q_num_heads": 2,
@@ -164,13 +170,13 @@ def test_names_that_would_change_the_path_are_refused(name: str) -> None:
 @pytest.mark.parametrize("scale", [math.nan, math.inf])
 def test_a_scale_that_json_cannot_say_is_refused(scale: float) -> None:
     with pytest.raises(ValueError, match="finite"):
-        _calls.attention([[1.0]], [[1.0]], [[1.0]], **{**DEFAULTS, "scale": scale}, **HEADS)
+        attention([[1.0]], [[1.0]], [[1.0]], scale=scale)
 
 
 def test_a_large_body_goes_in_pieces_while_there_is_time() -> None:
     clock = FakeClock()
     array = np.arange(PIECE_BYTES, dtype=np.float32).reshape(1, -1)
-    call = _calls.attention(array, array, array, **DEFAULTS, **HEADS)
+    call = attention(array, array, array)
     attempt = Exchange(call, Policy(timeout=10, clock=clock)).attempt()
     assert small_content(attempt) is None
     pieces = list(attempt.pieces())
@@ -185,7 +191,7 @@ def test_a_large_body_goes_in_pieces_while_there_is_time() -> None:
 
 
 def test_a_small_body_goes_in_one_piece() -> None:
-    call = _calls.attention([[1.0]], [[1.0]], [[1.0]], **DEFAULTS, **HEADS)
+    call = attention([[1.0]], [[1.0]], [[1.0]])
     assert small_content(Exchange(call, Policy()).attempt()) == body_of(call.request)
 
 
@@ -203,7 +209,7 @@ RECORDED_ANSWER = (
 
 
 def test_a_recorded_answer() -> None:
-    call = _calls.attention([[1.0]], [[1.0]] * 2, [[5.0]] * 2, **DEFAULTS, **HEADS)
+    call = attention([[1.0]], [[1.0]] * 2, [[5.0]] * 2)
     headers = {
         "content-type": "application/x-safetensors",
         "x-request-id": "abc",
@@ -220,7 +226,7 @@ def test_a_recorded_answer() -> None:
 
 def test_fields_of_newer_services_do_not_disturb() -> None:
     body = bodies.write(bodies.JSON, {"provider": "p", "lse": [1.0], "news": 1}, "response")
-    call = _calls.attention([[1.0]], [[1.0]], [[1.0]], **DEFAULTS, **HEADS)
+    call = attention([[1.0]], [[1.0]], [[1.0]])
     result = call.parse(
         Answer(200, {"content-type": "application/json; charset=utf-8"}, bytes(body))
     )
@@ -238,7 +244,7 @@ def test_fields_of_newer_services_do_not_disturb() -> None:
     ],
 )
 def test_an_answer_that_is_not_the_service_s(kind: str, body: bytes, message: str) -> None:
-    call = _calls.attention([[1.0]], [[1.0]], [[1.0]], **DEFAULTS, **HEADS)
+    call = attention([[1.0]], [[1.0]], [[1.0]])
     with pytest.raises(InvalidAnswerError, match=message):
         call.parse(Answer(200, {"content-type": kind}, body))
 

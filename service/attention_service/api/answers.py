@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
-from attention_service.attention.job import Job
+from attention_service.attention.job import Job, Shapes
 from attention_wire.bodies import JSON, SAFETENSORS, Body
 from attention_wire.problems import Code, ProblemError
 from attention_wire.tensors import Buffer, TensorFormat, json_bound
@@ -77,25 +77,30 @@ def check_limits(
         ProblemError: ``answer_too_large`` or ``memory_too_large``, with the size, the limit
             and what to ask for instead.
     """
+    form = "safetensors" if media_type == SAFETENSORS else tensor_format
+
+    def fits(shapes: Shapes, peak_bytes: int) -> bool:
+        answer = _FRAME_BYTES + json_bound(shapes, form)
+        return answer <= max_answer_bytes and peak_bytes <= memory_budget_bytes
+
     for name, (shape, _) in job.answer_shapes.items():
         if math.prod(size or 1 for size in shape) > _MOST_ELEMENTS:
             raise ProblemError(
                 Code.ANSWER_TOO_LARGE,
                 f"{name} would be empty, but of a shape too large for an array: {list(shape)}. "
-                + job.smaller,
+                "Send shorter sequences.",
             )
-    form = "safetensors" if media_type == SAFETENSORS else tensor_format
     answer = _FRAME_BYTES + json_bound(job.answer_shapes, form)
     if answer > max_answer_bytes:
         raise ProblemError(
             Code.ANSWER_TOO_LARGE,
             f"The answer could take {answer} bytes as {form}; at most {max_answer_bytes} are "
-            f"sent. {job.smaller}"
+            f"sent. {job.smaller(fits)}"
             + ("" if form == "safetensors" else f" {SAFETENSORS} takes the fewest bytes."),
         )
     if job.peak_bytes > memory_budget_bytes:
         raise ProblemError(
             Code.MEMORY_TOO_LARGE,
             f"The call needs up to {job.peak_bytes} bytes of memory; at most "
-            f"{memory_budget_bytes} may be taken. {job.smaller}",
+            f"{memory_budget_bytes} may be taken. {job.smaller(fits)}",
         )

@@ -57,6 +57,41 @@ ATTENTION: Examples = {
         value={"dtype": "float64", "shape": [2, 1], "data": [1, 2]},
         **{"return": {"output": False, "weights": True}},
     ),
+    "top_k": _example(
+        "Of two chosen rows the two keys that matter most, the mean over the heads",
+        query=[[[[1, 0], [0, 1], [1, 1]], [[0, 1], [1, 0], [0, 0]]]],
+        key=[[[[1, 0], [0, 1], [1, 1]], [[0, 2], [2, 0], [1, 0]]]],
+        value=[[[[1], [2], [3]], [[4], [5], [6]]]],
+        **{
+            "return": {
+                "output": False,
+                "weights": {"queries": [0, 2], "reduce": "mean", "top_k": 2},
+            }
+        },
+    ),
+    "shard": _example(
+        "A shard of a longer sequence, to be merged: output and log-sum-exp of keys 4 and 5",
+        query=[[1, 0], [0, 1]],
+        key=[[1, 0], [0, 1]],
+        value=[[1, 2], [3, 4]],
+        is_causal=True,
+        query_offset=4,
+        key_offset=4,
+        **{"return": {"weights": False, "lse": True}},
+    ),
+    "cache": _example(
+        "One step of a decoder: a past of two keys, a window of two, a sink and a softcap",
+        query=[[[[1, 0]]]],
+        key=[[[[0, 1]]]],
+        value=[[[[3]]]],
+        past_key=[[[[1, 0], [1, 1]]]],
+        past_value=[[[[1], [2]]]],
+        is_causal=True,
+        left_window_size=1,
+        sinks=[0.5],
+        softcap=30,
+        **{"return": {"weights": True, "entropy": True}},
+    ),
 }
 
 MODULE_ATTENTION: Examples = {

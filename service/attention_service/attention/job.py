@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from attention_service.attention.lanes import never
 
 Shapes: TypeAlias = Mapping[str, tuple[tuple[int, ...], str]]
+Fits: TypeAlias = Callable[[Shapes, int], bool]
 
 
 class Job(Protocol):
@@ -16,11 +17,7 @@ class Job(Protocol):
     Attributes:
         peak_bytes: most memory that running it takes above the tensors that came in.
         answer_shapes: the tensors of its answer at most, name → (shape, dtype name).
-        smaller: how to ask for less, a sentence for a caller whose answer or memory is
-            over the limit.
     """
-
-    smaller: ClassVar[str]
 
     @property
     def peak_bytes(self) -> int:
@@ -30,6 +27,14 @@ class Job(Protocol):
     @property
     def answer_shapes(self) -> Shapes:
         """Shapes and dtypes of the answer's tensors."""
+        ...
+
+    def smaller(self, fits: Fits) -> str:
+        """How to ask for less, a sentence for a caller whose answer or memory is too large.
+
+        Args:
+            fits: whether an answer of these tensors and that peak memory would be taken.
+        """
         ...
 
     def run(self, cancelled: Callable[[], bool] = never) -> dict[str, Any]:

@@ -98,12 +98,14 @@ class Cost:
         flops: floating-point operations of its products and softmax, of keys that are seen.
         bytes: moved at least: its tensors, and the scores of each tile written and read.
         tiles: runs of a graph.
+        keys: most keys of a tile.
         peak_bytes: most memory above the tensors that came in.
     """
 
     flops: int
     bytes: int
     tiles: int
+    keys: int
     peak_bytes: int
 
 
@@ -310,7 +312,7 @@ def _rows(rows: range | tuple[int, ...]) -> Rows:
 def _cost(call: AttentionCall, step: Step, target: Target) -> Cost:
     sizes = call.sizes
     kernel = next(kernel for kernel in KERNELS if kernel.name == step.kernel)
-    tiles = scores = moved = largest = 0
+    tiles = scores = moved = largest = most_keys = 0
     width = sizes.head_size + sizes.v_head_size * ("output" in step.outputs)
     for block in blocks(call, step):
         start, stop = call.masking.keys(block.batch, block.rows)
@@ -318,7 +320,7 @@ def _cost(call: AttentionCall, step: Step, target: Target) -> Cost:
         rows, keys = count * block.num_rows, stop - start
         tiles += 1
         scores += rows * keys
-        largest = max(largest, rows * keys)
+        largest, most_keys = max(largest, rows * keys), max(most_keys, keys)
         moved += (rows + math.ceil(count / sizes.groups) * keys) * width
     if step.kernel != "flash":
         moved += 4 * scores  # written and read by the product and by the softmax
@@ -326,6 +328,7 @@ def _cost(call: AttentionCall, step: Step, target: Target) -> Cost:
         flops=scores * (2 * width + 5),
         bytes=moved * call.compute_dtype.itemsize,
         tiles=tiles,
+        keys=most_keys,
         peak_bytes=min(target.lanes, tiles) * kernel.scratch(call, step, largest),
     )
 

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from typing_extensions import override
 
 from attention_service.attention.call import AttentionCall
 from attention_service.attention.engine import Engine
-from attention_service.attention.job import Job, Shapes
+from attention_service.attention.job import Fits, Job, Shapes
 from attention_service.attention.lanes import never
 from attention_service.attention.planner import Plan, answer_arrays, plan
+from attention_service.attention.selection import Wants
 from attention_service.attention.speed import describe
 from attention_service.attention.tiles import Computation
-from attention_wire.schemas import AttentionRequest, PlanInfo
+from attention_wire.schemas import AttentionRequest, PlanInfo, Return
 from attention_wire.tensors import Array
+
+# What to ask for where a call is too large, from the most that may be wanted down.
+_FEW_ROWS = {"start": 0, "stop": 1}
+_LESS: tuple[dict[str, Any], ...] = (
+    {"weights": {"heads": [0]}},
+    {"weights": {"top_k": 8}},
+    {"weights": {"heads": [0], "top_k": 8}},
+    {"weights": {"heads": [0], "queries": _FEW_ROWS}},
+    {"weights": False},
+    {"output": False, "weights": {"heads": [0], "top_k": 1}},
+    {"output": False, "weights": {"heads": [0], "queries": _FEW_ROWS}},
+    {"output": False, "weights": {"heads": [0], "queries": _FEW_ROWS, "top_k": 1}},
+)
 
 
 class AttentionJob(Job):
@@ -28,11 +44,6 @@ class AttentionJob(Job):
     Raises:
         ProblemError: the request's tensors do not fit each other.
     """
-
-    smaller = (
-        'Ask for a part: {"return": {"weights": false}}, or of the weights {"heads": [0]}, '
-        '{"queries": {"start": 0, "stop": 64}}, {"top_k": 8} or {"reduce": "mean"}.'
-    )
 
     def __init__(self, request: AttentionRequest, engine: Engine) -> None:
         self.call = AttentionCall.from_request(request)
@@ -47,8 +58,18 @@ class AttentionJob(Job):
     @property
     @override
     def answer_shapes(self) -> Shapes:
-        arrays = answer_arrays(self.call).items()
-        return {name: (shape, dtype.name) for name, (shape, dtype) in arrays}
+        return _shapes(self.call)
+
+    @override
+    def smaller(self, fits: Fits) -> str:
+        for asked in _LESS:
+            wants = Wants.of(
+                Return.model_validate(asked), self.call.sizes, has_past=self.call.wants.present
+            )
+            less = replace(self.call, wants=wants)
+            if fits(_shapes(less), plan(less, self._engine.target).peak_bytes):
+                return f'{{"return": {json.dumps(asked)}}} would fit.'
+        return "Send fewer heads or shorter sequences."
 
     @override
     def run(self, cancelled: Callable[[], bool] = never) -> dict[str, Any]:
@@ -74,8 +95,11 @@ class AttentionJob(Job):
 
     def _described(self, how: Plan, call: AttentionCall) -> PlanInfo:
         engine = self._engine
-        dtype = call.compute_dtype.name
-        return describe(how, engine.target, dtype, call.sizes.kv_length, engine.speed())
+        return describe(how, engine.target, call.compute_dtype.name, engine.speed())
+
+
+def _shapes(call: AttentionCall) -> Shapes:
+    return {name: (shape, dtype.name) for name, (shape, dtype) in answer_arrays(call).items()}
 
 
 def _to_rank(array: Array, rank: int, name: str) -> Array:

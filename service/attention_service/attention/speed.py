@@ -67,7 +67,7 @@ def _fastest(work: Callable[[], Gave]) -> tuple[float, Gave]:
     return float(fewest), gave
 
 
-def describe(plan: Plan, target: Target, dtype: str, kv_length: int, speed: Speed) -> PlanInfo:
+def describe(plan: Plan, target: Target, dtype: str, speed: Speed) -> PlanInfo:
     """A plan as it is told to callers."""
     steps = [
         PlanStep(
@@ -75,7 +75,7 @@ def describe(plan: Plan, target: Target, dtype: str, kv_length: int, speed: Spee
             computes=sorted(step.outputs),
             dtype=dtype,
             tiles=cost.tiles,
-            tile_shape=[step.tile_heads, step.tile_rows, kv_length],
+            tile_shape=[step.tile_heads, step.tile_rows, cost.keys],
             flops=cost.flops,
             bytes=cost.bytes,
         )

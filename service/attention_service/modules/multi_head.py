@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from attention_service.attention import values
 from attention_service.attention.engine import Session
-from attention_service.attention.job import Job, Shapes
+from attention_service.attention.job import Fits, Job, Shapes
 from attention_service.attention.lanes import Cancelled, never
 from attention_service.attention.masking import Masking, plain_masking
 from attention_service.attention.shapes import Sizes
@@ -66,8 +66,6 @@ class MultiHeadModule:
 class MultiHeadJob(Job):
     """One call of a multi-head module."""
 
-    smaller = 'Ask for {"return": {"weights": false}}, or send shorter sequences.'
-
     def __init__(self, module: MultiHeadModule, request: ModuleRequest) -> None:
         self._module = module
         self._wants = request.return_
@@ -113,6 +111,13 @@ class MultiHeadJob(Job):
         bias: int = heads * math.prod(self._scores[2:])
         scores: int = math.prod(self._scores)
         return 4 * (3 * scores + 3 * bias + projected)
+
+    @override
+    def smaller(self, fits: Fits) -> str:
+        without = {n: shape for n, shape in self.answer_shapes.items() if n != "weights"}
+        if self._wants.weights and fits(without, self.peak_bytes):
+            return '{"return": {"weights": false}} would fit.'
+        return "Send shorter sequences."
 
     @override
     def run(self, cancelled: Callable[[], bool] = never) -> dict[str, Any]:

@@ -10,11 +10,11 @@ import orjson
 from typing_extensions import override
 
 from attention_service.attention.engine import Session
-from attention_service.attention.job import Job, Shapes
+from attention_service.attention.job import Fits, Job, Shapes
 from attention_service.attention.lanes import Cancelled, never
 from attention_service.modules.manifest import Outputs, Probe
 from attention_service.modules.tokens import Tokenizer, Tokens
-from attention_wire.problems import Code, ProblemError
+from attention_wire.problems import Code, Loc, ProblemError
 from attention_wire.schemas import ModuleInfo, TextRequest
 from attention_wire.tensors import Array
 
@@ -69,10 +69,6 @@ class TextJob(Job):
     among others.
     """
 
-    smaller = (
-        'Ask for fewer "layers" or "heads", {"return": {"weights": false}}, or send fewer texts.'
-    )
-
     def __init__(self, module: TextModule, request: TextRequest) -> None:
         self._module = module
         self._wants = request.return_
@@ -111,6 +107,13 @@ class TextJob(Job):
         kept *= len(self._layers) * len(self._heads)
         hidden = 16 * info.embed_dim * longest
         return 4 * (2 * all_weights + kept + hidden)
+
+    @override
+    def smaller(self, fits: Fits) -> str:
+        without = {n: s for n, s in self.answer_shapes.items() if not n.endswith(".weights")}
+        if self._wants.weights and fits(without, self.peak_bytes):
+            return 'Ask for fewer "layers" or "heads"; {"return": {"weights": false}} would fit.'
+        return 'Send fewer texts, or ask for fewer "layers" or "heads".'
 
     @override
     def run(self, cancelled: Callable[[], bool] = never) -> dict[str, Any]:
@@ -167,11 +170,11 @@ def _select(name: str, indices: list[int] | str, count: int) -> list[int]:
     return indices
 
 
-def _texts(request: TextRequest) -> list[tuple[str, str | None, str]]:
-    """Each text, its pair, and the field's name for messages."""
+def _texts(request: TextRequest) -> list[tuple[str, str | None, Loc]]:
+    """Each text, its pair, and the path to it for messages."""
     text, pair = request.text, request.text_pair
     if isinstance(text, str) and not isinstance(pair, list):
-        return [(text, pair, "text")]
+        return [(text, pair, ("text",))]
     if isinstance(text, str) or isinstance(pair, str):
         raise ProblemError.of_field(
             "text_pair", "has the form of text: both are strings, or both are lists of strings"
@@ -183,4 +186,4 @@ def _texts(request: TextRequest) -> list[tuple[str, str | None, str]]:
             f"holds {len(pairs)} texts where text holds {len(text)}; send one for each",
             Code.INVALID_FIELD,
         )
-    return [(a, b, f"text.{index}") for index, (a, b) in enumerate(zip(text, pairs, strict=True))]
+    return [(a, b, ("text", index)) for index, (a, b) in enumerate(zip(text, pairs, strict=True))]

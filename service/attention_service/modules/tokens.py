@@ -10,7 +10,7 @@ import numpy as np
 import tokenizers
 
 from attention_service.modules.manifest import TOKENIZER_FILE
-from attention_wire.problems import Code, ProblemError
+from attention_wire.problems import Code, Loc, ProblemError
 from attention_wire.tensors import Array
 
 # Far more than words have; past it a text is refused before it is tokenized.
@@ -78,7 +78,7 @@ class Tokenizer:
         )
 
     def encode(
-        self, text: str, pair: str | None, max_length: int | None, *, truncate: bool, place: str
+        self, text: str, pair: str | None, max_length: int | None, *, truncate: bool, place: Loc
     ) -> Tokens:
         """Tokenize a text, or a pair of texts, with the special tokens of the model.
 
@@ -87,7 +87,7 @@ class Tokenizer:
             pair: the second text; None for a single text.
             max_length: most tokens that the model takes, special ones included.
             truncate: cut what is too long, the longer text of a pair first.
-            place: the field of the text, for messages.
+            place: the path to the text, for messages.
 
         Raises:
             ProblemError: ``text_too_long``, with both numbers.

@@ -83,7 +83,9 @@ def _check_names(weights: Weights) -> None:
 
 def _check_heads(num_heads: int | None, embed_dim: int) -> int:
     if num_heads is None:
-        raise ExportError("a state dict does not hold num_heads: say how many heads the module has")
+        raise ExportError(
+            "a state dict does not hold num_heads: say how many heads the module has (--num-heads)"
+        )
     if num_heads < 1 or embed_dim % num_heads:
         raise ExportError(
             f"num_heads {num_heads} does not divide embed_dim {embed_dim}, the width of "

@@ -1,0 +1,84 @@
+"""What callers pass, as the fields of a request: arrays for tensors, JSON values for the rest."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy.typing as npt
+
+from attention_client._arrays import integers, mask, plain, tensor
+from attention_client.options import AttentionOptions, ReturnSpec
+from attention_wire.schemas import Return
+
+
+def of_attention(
+    query: npt.ArrayLike, key: npt.ArrayLike, value: npt.ArrayLike, options: AttentionOptions
+) -> dict[str, Any]:
+    """The fields of plain attention.
+
+    Raises:
+        TypeError, ValueError: there is no such option, or a value cannot be sent.
+    """
+    tensors = {"query": query, "key": key, "value": value}
+    return {name: tensor(name, given) for name, given in tensors.items()} | of_options(options)
+
+
+def of_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of those options that are not None.
+
+    Raises:
+        TypeError, ValueError: there is no such option, or a value cannot be sent.
+    """
+    fields = {}
+    for name, given in options.items():
+        if name not in _CONVERTERS:
+            near = difflib.get_close_matches(name, _CONVERTERS, 1)
+            cure = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"attention() has no argument {name!r}{cure}")
+        converted = None if given is None else _CONVERTERS[name](name, given)
+        if converted is not None:
+            fields[name.rstrip("_")] = converted
+    return fields
+
+
+def of_return(return_: ReturnSpec | None) -> Any:
+    """The field `return`."""
+    if isinstance(return_, Return):
+        return return_.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return plain(return_)
+
+
+def _number(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number; got {value!r}")
+    return float(value)
+
+
+def _json(_: str, value: Any) -> Any:
+    return plain(value)
+
+
+_CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
+    "attn_mask": mask,
+    "is_causal": lambda _, value: bool(value) or None,
+    "scale": _number,
+    "softcap": _number,
+    "left_window_size": _json,
+    "right_window_size": _json,
+    "q_num_heads": _json,
+    "kv_num_heads": _json,
+    "nonpad_kv_seqlen": integers,
+    "softmax_precision": _json,
+    "past_key": tensor,
+    "past_value": tensor,
+    "sinks": tensor,
+    "alibi_slopes": tensor,
+    "query_document_ids": integers,
+    "key_document_ids": integers,
+    "query_offset": _json,
+    "key_offset": _json,
+    "return_": lambda _, value: of_return(value),
+}

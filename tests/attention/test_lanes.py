@@ -1,0 +1,121 @@
+"""Lanes: tiles of several calls beside each other, errors, and cancelling between tiles."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+
+from attention_service.attention.engine import Engine
+from attention_service.attention.lanes import Cancelled, Lanes
+from attention_service.attention.sdpa import AttentionJob
+from attention_wire.schemas import AttentionRequest
+
+
+@pytest.fixture
+def lanes() -> Lanes:
+    return Lanes(2)
+
+
+def test_every_tile_runs_once_and_two_beside_each_other(lanes: Lanes) -> None:
+    both = threading.Barrier(2, timeout=10)
+    ran: list[int] = []
+
+    def tile(number: int) -> None:
+        if number < 2:
+            both.wait()  # passes only if another thread computes meanwhile
+        ran.append(number)
+
+    lanes.run([lambda n=number: tile(n) for number in range(20)])
+    assert sorted(ran) == list(range(20))
+
+
+def test_no_tiles_and_one_tile(lanes: Lanes) -> None:
+    lanes.run([])
+    threads: list[threading.Thread] = []
+    lanes.run([lambda: threads.append(threading.current_thread())])
+    assert threads == [threading.current_thread()]
+
+
+def test_the_first_error_is_raised_and_the_rest_dropped(lanes: Lanes) -> None:
+    ran: list[int] = []
+
+    def tile(number: int) -> None:
+        ran.append(number)
+        if number == 3:
+            raise ZeroDivisionError("tile 3")
+
+    with pytest.raises(ZeroDivisionError, match="tile 3"):
+        lanes.run([lambda n=number: tile(n) for number in range(1000)])
+    assert len(ran) < 1000
+    lanes.run([lambda: ran.append(-1)] * 5)
+    assert ran[-5:] == [-1] * 5
+
+
+def test_a_call_is_cancelled_between_two_tiles(lanes: Lanes) -> None:
+    ran: list[int] = []
+    with pytest.raises(Cancelled):
+        lanes.run([lambda: ran.append(0)] * 1000, lambda: len(ran) >= 10)
+    assert 10 <= len(ran) <= 12
+
+
+def test_a_small_call_does_not_wait_for_the_end_of_a_large_one(lanes: Lanes) -> None:
+    small_is_done, has_begun = threading.Event(), threading.Event()
+    late = []
+
+    def large_tile() -> None:
+        has_begun.set()
+        if not small_is_done.wait(10):
+            late.append(True)
+
+    large = threading.Thread(target=lanes.run, args=([large_tile] * 6,))
+    large.start()
+    assert has_begun.wait(10)
+    lanes.run([lambda: None] * 6)
+    small_is_done.set()
+    large.join(10)
+    assert not late
+
+
+def test_helpers_end_when_they_are_closed(lanes: Lanes) -> None:
+    lanes.run([lambda: None] * 4)
+    helpers = list(lanes._threads)
+    assert len(helpers) == 1
+    lanes.close()
+    assert not any(thread.is_alive() for thread in helpers)
+
+
+def job(engine: Engine, length: int, **fields: Any) -> AttentionJob:
+    tensor = np.random.default_rng(0).standard_normal((1, 2, length, 16), np.float32)
+    request = {"query": tensor, "key": tensor, "value": tensor, **fields}
+    return AttentionJob(AttentionRequest.model_validate(request), engine)
+
+
+def test_a_job_ends_at_the_next_tile(engine: Engine) -> None:
+    looked = []
+
+    def cancelled() -> bool:
+        looked.append(True)
+        return len(looked) > 3
+
+    large = job(engine, 2048, is_causal=True)
+    tiles = large.explain().steps[0].tiles
+    assert tiles > 20
+    with pytest.raises(Cancelled):
+        large.run(cancelled)
+    assert len(looked) < tiles
+    assert large.run()["output"].shape == (1, 2, 2048, 16)
+
+
+def test_nothing_of_a_call_is_held_once_it_is_answered(engine: Engine) -> None:
+    large = job(engine, 600, is_causal=True)
+    query = weakref.ref(large.call.query)
+    large.run()
+    del large
+    job(engine, 300).run()  # what a helper held last goes with its next tile
+    gc.collect()
+    assert query() is None
