@@ -48,12 +48,15 @@ class Feeds:
 
     Args:
         call: a prepared call.
+
+    Attributes:
+        cap: the softcap, a scalar.
     """
 
     def __init__(self, call: AttentionCall) -> None:
         self._call = call
         self._scalar = {"scale": np.array(call.scale, call.compute_dtype)}
-        self._cap = np.array(call.softcap, call.compute_dtype)
+        self.cap = np.array(call.softcap, call.compute_dtype)
         self._geometry: dict[tuple[int, int, bool], Biased] = {}
         self._patterns: dict[tuple[int, int, int, bytes], Biased] = {}
         self._last: tuple[object, Biased] | None = None
@@ -80,10 +83,6 @@ class Feeds:
             "value": np.ascontiguousarray(value.reshape(count, *value.shape[2:])),
             **self._scalar,
         }
-
-    def cap(self) -> Array:
-        """The softcap, a scalar."""
-        return self._cap
 
     def sink(self, block: Block) -> Array | None:
         """Each row's sink, float64 ``[N,M,1]``, or None."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from attention_service.attention.answer import Answer
 from attention_service.attention.call import AttentionCall
 from attention_service.attention.engine import Engine
 from attention_service.attention.job import Fits, Job, Shapes
@@ -16,7 +17,7 @@ from attention_service.attention.lanes import never
 from attention_service.attention.planner import Plan, answer_arrays, plan
 from attention_service.attention.selection import Wants
 from attention_service.attention.speed import describe
-from attention_service.attention.tiles import Computation
+from attention_service.attention.tiles import tiles
 from attention_wire.schemas import AttentionRequest, PlanInfo, Return
 from attention_wire.tensors import Array
 
@@ -32,6 +33,7 @@ _LESS: tuple[dict[str, Any], ...] = (
     {"output": False, "weights": {"heads": [0], "queries": _FEW_ROWS}},
     {"output": False, "weights": {"heads": [0], "queries": _FEW_ROWS, "top_k": 1}},
 )
+_LESS_OF_NO_ROWS = tuple(asked for asked in _LESS if "queries" not in (asked["weights"] or {}))
 
 
 class AttentionJob(Job):
@@ -62,7 +64,7 @@ class AttentionJob(Job):
 
     @override
     def smaller(self, fits: Fits) -> str:
-        for asked in _LESS:
+        for asked in _LESS if self.call.sizes.q_length else _LESS_OF_NO_ROWS:
             wants = Wants.of(
                 Return.model_validate(asked), self.call.sizes, has_past=self.call.wants.present
             )
@@ -77,10 +79,10 @@ class AttentionJob(Job):
         call = self.call.prepared()
         dtype_changed = call.compute_dtype != self.call.compute_dtype
         how = plan(call, self._engine.target) if dtype_changed else self.plan
-        computation = Computation(call, how, self._engine.session)
-        self._engine.lanes.run(computation.tiles(), cancelled)
+        filled = Answer(call)
+        self._engine.lanes.run(tiles(call, how, filled, self._engine.session), cancelled)
         answer: dict[str, Any] = {}
-        for name, array in (computation.arrays | (present if call.wants.present else {})).items():
+        for name, array in (filled.arrays | (present if call.wants.present else {})).items():
             shaped = array if name in present else _to_rank(array, call.rank, name)
             parent, _, member = name.rpartition(".")
             (answer.setdefault(parent, {}) if parent else answer)[member] = shaped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 from attention_wire.problems import Code, ProblemError
 from attention_wire.schemas import AttentionRequest
 from attention_wire.tensors import Array, dtype_name
+
+# Where a size is 0 the others take no bytes to send, but rows and heads are still gone over.
+MOST_BESIDE_ZERO = 2**22
 
 
 class Sizes(NamedTuple):
@@ -48,7 +52,8 @@ def to_rank_4(request: AttentionRequest) -> tuple[Array, Array, Array]:
             field and, where shapes disagree, both shapes.
     """
     rank = _same_rank(request)
-    for name in ("key", "value", "past_key", "past_value"):
+    for name in ("query", "key", "value", "past_key", "past_value"):
+        check_empty(name, getattr(request, name))
         _check_dtype(name, getattr(request, name), request.query)
     query, key, value = _split(request, rank)
     _check_sizes(request, query, key, value)
@@ -99,6 +104,22 @@ def check_shape(name: str, tensor: Array | None, expected: Sequence[int], letter
     if tensor is not None and tensor.shape != tuple(expected):
         raise invalid(
             name, f"has shape {list(tensor.shape)}, where {letters} = {list(expected)} is taken"
+        )
+
+
+def check_empty(name: str, tensor: Array | None) -> None:
+    """Refuse a tensor without elements whose other sizes would cost time and memory.
+
+    Raises:
+        ProblemError: ``invalid_tensor``.
+    """
+    if tensor is None or tensor.size:
+        return
+    if prod(size or 1 for size in tensor.shape) > MOST_BESIDE_ZERO:
+        raise invalid(
+            name,
+            f"has shape {list(tensor.shape)}: where one size is 0, the others may multiply to "
+            f"{MOST_BESIDE_ZERO} at most",
         )
 
 
