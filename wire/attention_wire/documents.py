@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,21 +112,32 @@ class _Tally:
                 self.visit(item)
 
 
-def _check_duplicates(raw: bytes) -> None:
-    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        result = dict(pairs)
-        if len(result) < len(pairs):
-            counts = Counter(name for name, _ in pairs)
-            twice = [name[:_LONGEST_NAME] for name, count in counts.items() if count > 1]
-            twice = twice[:_MOST_NAMES]
-            raise ProblemError(
-                Code.DUPLICATE_FIELD,
-                f"Given more than once: {', '.join(twice)}. Send each field once.",
-                [FieldProblem(loc=(name,), msg="given more than once") for name in twice],
-            )
-        return result
+class _Members(list[tuple[str, Any]]):
+    """The members of an object as they stand in the text, the repeated ones too."""
 
-    json.loads(raw, object_pairs_hook=once)
+
+def _check_duplicates(raw: bytes) -> None:
+    members = json.loads(raw, object_pairs_hook=_Members)
+    twice = list(islice(dict.fromkeys(_repeated(members, ())), _MOST_NAMES))
+    if twice:
+        raise ProblemError(
+            Code.DUPLICATE_FIELD,
+            f"Given more than once: {', '.join(map(dotted, twice))}. Send each field once.",
+            [FieldProblem(loc=loc, msg="given more than once") for loc in twice],
+        )
+
+
+def _repeated(value: object, loc: Loc) -> Iterator[Loc]:
+    """The paths that lead to more than one value, outermost first."""
+    if isinstance(value, _Members):
+        counts = Counter(name for name, _ in value)
+        yield from ((*loc, name[:_LONGEST_NAME]) for name, count in counts.items() if count > 1)
+        for name, item in value:
+            yield from _repeated(item, (*loc, name[:_LONGEST_NAME]))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            if isinstance(item, list):
+                yield from _repeated(item, (*loc, index))
 
 
 def _malformed(raw: bytes, bare: bytes, error: orjson.JSONDecodeError) -> ProblemError:

@@ -6,6 +6,7 @@ by one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Annotated, Literal, TypeAlias
 
@@ -171,3 +172,16 @@ Indices: TypeAlias = Annotated[
         json_schema_input_type=Literal["all"] | _IndexListSchema,
     ),
 ]
+
+
+def one_of(*values: object) -> Callable[[object], object]:
+    """A validator that takes exactly these values: of 0, 0.0 and false JSON means three things."""
+
+    def check(value: object) -> object:
+        for known in values:
+            if type(value) is type(known) and value == known:
+                return value
+        words = [json.dumps(known) for known in values]
+        raise field_error(Code.INVALID_FIELD, f"must be one of {', '.join(words)}")
+
+    return check

@@ -96,7 +96,11 @@ def _header(view: memoryview) -> tuple[dict[str, Any], int]:
 
 def _entry(name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
     match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(stop)]}:
+        case {
+            "dtype": str(dtype),
+            "shape": list(shape),
+            "data_offsets": [int(begin), int(stop)],
+        } if not (isinstance(begin, bool) or isinstance(stop, bool)):
             if len(entry) > 3:
                 raise _malformed(f"tensor {name!r}: unknown fields in its header entry", name)
             if dtype not in _DTYPES:

@@ -5,9 +5,17 @@ The OpenAPI document is made from these models, and both sides read bodies throu
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    model_validator,
+)
 
 from attention_wire.fields import (
     FloatTensor,
@@ -16,6 +24,7 @@ from attention_wire.fields import (
     IntTensor,
     MaskTensor,
     TextInput,
+    one_of,
 )
 from attention_wire.tensors import TensorFormat
 
@@ -87,6 +96,9 @@ class WeightsSelection(_Request):
     )
 
 
+_Scores: TypeAlias = Literal[False, "raw", "softcap", "masked"]
+
+
 class Return(_Request):
     """What to compute and to answer; what is not asked for is not computed."""
 
@@ -105,7 +117,9 @@ class Return(_Request):
     entropy: bool = Field(
         default=False, description="−Σ w ln w of each row of weights, over the keys"
     )
-    scores: Literal[False, "raw", "softcap", "masked"] = Field(
+    scores: Annotated[
+        _Scores, PlainValidator(one_of(*get_args(_Scores)), json_schema_input_type=_Scores)
+    ] = Field(
         default=False,
         description="The scores: scale·QKᵀ, after the softcap, or after mask and ALiBi. ONNX "
         "qk_matmul_output_mode 0, 1 and 2",
@@ -145,7 +159,11 @@ class _AttentionOptions(_Compute):
 
 MAX_HEADS = 2**16
 _POSITION = 2**31 - 1
-SoftmaxPrecision: TypeAlias = Literal[1, 10, 11, 16, "float32", "float16", "float64", "bfloat16"]
+_Precision: TypeAlias = Literal[1, 10, 11, 16, "float32", "float16", "float64", "bfloat16"]
+SoftmaxPrecision: TypeAlias = Annotated[
+    _Precision,
+    PlainValidator(one_of(*get_args(_Precision)), json_schema_input_type=_Precision),
+]
 
 
 class AttentionRequest(_AttentionOptions):

@@ -45,6 +45,8 @@ _SESSION_ERRORS = (
 )
 _PRODUCTS = frozenset({"MatMul", "FusedMatMul", "Gemm", "Attention", "MultiHeadAttention"})
 _MAX_SESSIONS = 64
+# Arrays of a tile's scores that a lane may hold at once, with room between them.
+_ARENA_TILES = 8
 
 
 class EngineError(Exception):
@@ -189,8 +191,7 @@ class Engine:
     def _tile_options(self) -> onnxruntime.SessionOptions:
         options = self._options()
         options.intra_op_num_threads = 1
-        # One arena for the tiles of all sessions: it grows to what the lanes take at once.
-        _share_arena()
+        _share_arena(self.threads)
         options.add_session_config_entry("session.use_env_allocators", "1")
         return options
 
@@ -210,19 +211,22 @@ class Engine:
 
 
 @cache
-def _share_arena() -> None:
-    """Make the arena that sessions with `use_env_allocators` share, once in a process."""
+def _share_arena(lanes: int) -> None:
+    """Make the arena that sessions with `use_env_allocators` share, once in a process.
+
+    Its first region holds what all lanes need at once: an arena never joins its regions, so
+    one that grew from tile to tile, each a little larger than the last, would keep them all.
+    Pages that no tile touches take no memory.
+    """
     cpu = onnxruntime.OrtMemoryInfo(
         "Cpu",
         onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
         0,
         onnxruntime.OrtMemType.DEFAULT,
     )
-    # 1: extended by what is asked for, not by powers of two; −1 leaves the default.
-    exact = onnxruntime.OrtArenaCfg(
-        {"arena_extend_strategy": 1, "initial_chunk_size_bytes": -1, "max_mem": 0}
-    )
-    onnxruntime.create_and_register_allocator(cpu, exact)
+    region = lanes * _ARENA_TILES * TILE_BYTES
+    growth = onnxruntime.OrtArenaCfg({"initial_chunk_size_bytes": region})
+    onnxruntime.create_and_register_allocator(cpu, growth)
 
 
 def _choose(provider: str, available: Sequence[str]) -> str:

@@ -157,8 +157,11 @@ def _flash_tile(call: AttentionCall, step: Step, target: Target) -> tuple[int, i
 
 
 def _flash_scratch(call: AttentionCall, step: Step, _: int) -> int:
-    rows = step.tile_heads * step.tile_rows
-    return 4 * 2 * rows * (call.sizes.head_size + call.sizes.v_head_size) + _FLASH_BUFFER
+    """The kernel's own copies of a tile's tensors, and its output twice."""
+    sizes = call.sizes
+    kv_heads = math.ceil(step.tile_heads / sizes.groups)
+    elements = 2 * step.tile_heads * step.tile_rows + kv_heads * sizes.kv_length
+    return 4 * elements * (sizes.head_size + sizes.v_head_size) + _FLASH_BUFFER
 
 
 def _composed_tile(call: AttentionCall, step: Step, target: Target) -> tuple[int, int]:
