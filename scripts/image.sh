@@ -3,6 +3,7 @@
 # the first of docker, podman and buildah that works.
 #
 #   scripts/image.sh [further options of the build, such as --build-arg EXTRA=server-gpu]
+#   make image [IMAGE_OPTIONS="further options of the build"]
 #
 # ENGINE=buildah (or docker, or podman) leaves the others out.
 set -euo pipefail
@@ -33,7 +34,7 @@ revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 source=$(git remote get-url origin 2>/dev/null | sed 's#//[^/@]*@#//#' || echo unknown)
 
 echo "image: building attention-service:$version with $engine"
-"${build[@]}" \
+exec "${build[@]}" \
   --build-arg VERSION="$version" \
   --build-arg REVISION="$revision" \
   --build-arg SOURCE="$source" \

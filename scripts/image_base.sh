@@ -15,6 +15,11 @@ fi
 image=attention-base:bookworm
 mkdir -p "$1"
 out=$(realpath "$1")
+# Large files that are needed for a moment lie here, where the next run removes what one that
+# was killed has left.
+export TMPDIR=$out/tmp
+rm -rf "$TMPDIR"
+mkdir "$TMPDIR"
 
 # vfs and chroot isolation ask nothing of the kernel but mounts, so this works
 # inside a container or a small virtual machine too.
@@ -25,6 +30,7 @@ graphroot = "$out/storage"
 runroot = "$out/run"
 END
 export CONTAINERS_STORAGE_CONF=$out/storage.conf BUILDAH_ISOLATION=chroot
+buildah rm --all >/dev/null # of a run that was killed
 
 if buildah inspect --type image "localhost/$image" >/dev/null 2>&1; then
   exit 0
@@ -40,7 +46,8 @@ cleanup() {
 trap cleanup EXIT
 root=$(buildah mount "$container")
 # DEBIAN_MIRROR may name a mirror; by default debootstrap knows Debian's own.
-if ! debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates \
+# Its mounts of /proc and /sys are its own, so they never outlive it.
+if ! unshare --mount debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates \
   bookworm "$root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$log" 2>&1; then
   tail -n 20 "$log" >&2
   echo "image_base: debootstrap failed" >&2

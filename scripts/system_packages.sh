@@ -11,13 +11,18 @@ declare -A package_of=(
   [go]=golang-go
   [node]=nodejs
   [setpriv]=util-linux
-  [findmnt]=mount
+  [unshare]=util-linux
+  [nsenter]=util-linux
+  [taskset]=util-linux
+  [mount]=mount
 )
 
 missing=()
 for command in "${!package_of[@]}"; do
   command -v "$command" >/dev/null || missing+=("${package_of[$command]}")
 done
+# What debootstrap checks Debian's signatures with; elsewhere than on Debian it may be missing.
+[[ -e /usr/share/keyrings/debian-archive-keyring.gpg ]] || missing+=(debian-archive-keyring)
 if ((${#missing[@]} == 0)); then
   exit 0
 fi

@@ -6,6 +6,7 @@ A tool that is missing fails a test and never skips it: `make test-system` insta
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -19,6 +20,12 @@ import httpx
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
+
+# Prefixes of a command. The first replaces itself by the command, so that the process keeps
+# its id. The second gives the command and all that it starts process ids and mounts of their
+# own, which end together: nothing stays behind of a command that is stopped halfway.
+ENDS_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
+CONTAINED = [*ENDS_WITH_US, "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
 def run(
@@ -38,7 +45,9 @@ def run(
         text=True,
         check=False,
     )
-    assert result.returncode == 0, f"{command[0]} failed:\n{result.stdout}{result.stderr}"
+    assert result.returncode == 0, (
+        f"{shlex.join(result.args)} failed:\n{result.stdout}{result.stderr}"
+    )
     return result.stdout
 
 
@@ -46,11 +55,14 @@ def run(
 def running(
     command: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in the background, ended by its id. pytest shows its log if the test fails."""
+    """A process in the background, ended by its id. pytest shows its log if the test fails.
+
+    If the tests themselves are killed, the kernel ends it.
+    """
     with (
         log.open("ab") as output,
         subprocess.Popen(
-            [str(word) for word in command],
+            [*ENDS_WITH_US, *map(str, command)],
             cwd=REPOSITORY,
             env={**os.environ, **(env or {})},
             stdin=subprocess.DEVNULL,

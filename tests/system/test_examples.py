@@ -32,9 +32,15 @@ def check(printed: str) -> None:
     output_lines, weight_lines, tokens, link = blocks.groups()
     np.testing.assert_allclose(numbers(output_lines), weights @ value, atol=1e-4)
     np.testing.assert_allclose(numbers(weight_lines), weights, atol=1e-4)
-    assert tokens == ("[CLS] the animal didn ' t cross the street because it was too tired . [SEP]")
+    assert tokens == "[CLS] the animal didn ' t cross the street because it was too tired . [SEP]"
     # What `it` stands for: this head of all-MiniLM-L6-v2 finds it.
-    assert re.fullmatch(r"strongest link of layer 3, head 1: it -> animal 0\.67\d\d", link)
+    found = re.fullmatch(r"strongest link of layer 3, head 1: it -> animal (0\.\d{4})", link)
+    assert found, link
+    words = tokens.split()
+    golden = np.load(REPOSITORY / "tests/goldens/text.npz")["animal.weights"][3, 1]
+    strongest = golden[words.index("it"), words.index("animal")]
+    assert float(found[1]) == pytest.approx(strongest, abs=1e-4)
+    assert strongest == (golden * (1 - np.eye(len(words))))[1:-1, 1:-1].max()
 
 
 def numbers(lines: str) -> np.ndarray:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
-import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import yaml
 
+from attention_service.api.problems import STATUS
+from attention_wire.bodies import PROBLEM
+from attention_wire.problems import TYPE_PREFIX, Code, ProblemDetails
 from tests.system.harness import (
     REPOSITORY,
     Service,
@@ -30,7 +35,23 @@ from tests.system.harness import (
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
+COMPOSE = REPOSITORY / "deploy/compose"
+CONFIGURATION = (COMPOSE / "haproxy.cfg").read_text()
+REPLICAS = ("attention-1", "attention-2")
+
 CALL = {"query": [[1, 0]], "key": [[1, 0], [0, 1]], "value": [[1, 2], [3, 4]]}
+WEIGHTS = [[1 / (1 + np.exp(-(0.5**0.5))), 1 / (1 + np.exp(0.5**0.5))]]
+# It takes a replica a second or more, and fits in a buffer of HAProxy.
+LONG_CALL = {"text": ["word " * 200] * 14, "return": {"weights": False}}
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A line of HAProxy's log: who answered a call, and after how many retries."""
+
+    replica: str
+    status: int
+    retries: str
 
 
 @dataclass(frozen=True)
@@ -41,22 +62,36 @@ class Deployment:
     replicas: dict[str, Service]
     log: Path
 
-    def replica_of(self, request_id: str) -> str:
-        """Which replica answered a call: HAProxy's log names it beside the call's id."""
+    def logged(self, *request_ids: str) -> list[Logged]:
+        """The lines of some calls."""
         # A line is written when the answer has been sent, so it may come a little later.
-        for _ in range(50):
-            found = re.search(
-                rf"\] (\S+) .* {re.escape(request_id)}$", self.log.read_text(), re.MULTILINE
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            lines = re.findall(
+                r'\] (\S+) [-\d/]+ (\d+) \d+ \d+/\d+/(\S+) ".*" (\S+)$',
+                self.log.read_text(),
+                re.MULTILINE,
             )
-            if found:
-                return found[1]
+            found = {line[3]: Logged(line[0], int(line[1]), line[2]) for line in lines}
+            if found.keys() >= set(request_ids):
+                return [found[request_id] for request_id in request_ids]
             time.sleep(0.1)
-        pytest.fail(f"{request_id} is not in the log of HAProxy")
+        pytest.fail(f"{set(request_ids) - found.keys()} are not in the log of HAProxy")
+
+    def post(self, call: dict[str, Any], path: str = "/v1/attention") -> httpx.Response:
+        """One call on a connection of its own."""
+        return httpx.post(self.url + path, json=call, timeout=60, trust_env=False)
+
+    def served_by(self, calls: int) -> Counter[str]:
+        """Which replicas answer so many calls, one after the other."""
+        answers = [self.post(CALL).raise_for_status() for _ in range(calls)]
+        lines = self.logged(*(answer.headers["X-Request-ID"] for answer in answers))
+        return Counter(line.replica for line in lines)
 
 
 def configuration(port: int, replicas: dict[str, Service]) -> str:
     """The deployed configuration; only the addresses are those of this test."""
-    text = (REPOSITORY / "deploy/compose/haproxy.cfg").read_text()
+    text = CONFIGURATION
     addresses = {"bind :8080": f"bind 127.0.0.1:{port}"}
     for name, service in replicas.items():
         addresses[f"server {name} {name}:8080"] = f"server {name} 127.0.0.1:{service.port}"
@@ -72,17 +107,25 @@ def deployed(modules: Path, folder: Path) -> Iterator[Deployment]:
         replicas = {
             # The default delay: HAProxy must see the end of readiness before that of listening.
             name: stack.enter_context(serving(modules, folder / f"{name}.log", drain_delay=5))
-            for name in ("attention-1", "attention-2")
+            for name in REPLICAS
         }
         port = free_port()
         file, log = folder / "haproxy.cfg", folder / "haproxy.log"
         file.write_text(configuration(port, replicas))
         run(["haproxy", "-c", "-f", file])
+        # With one processor HAProxy takes one thread. Of several that write a line of the log at
+        # once, one gives up, and the tests read all lines.
+        one = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0)))]
         # -db: one process in the foreground, which is the one to end.
-        process = stack.enter_context(running(["haproxy", "-db", "-f", file], log))
+        process = stack.enter_context(running([*one, "haproxy", "-db", "-f", file], log))
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(url, process)
-        yield Deployment(url, replicas, log)
+        try:
+            yield Deployment(url, replicas, log)
+        finally:
+            # All begin to drain; the second signal that each gets in the end cuts that short.
+            for replica in replicas.values():
+                replica.process.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -98,51 +141,110 @@ def failing_deployment(modules: Path, tmp_path: Path) -> Iterator[Deployment]:
         yield deployment
 
 
-class Caller(threading.Thread):
-    """Calls without a pause, each on a connection of its own, until it is told to stop."""
+@contextmanager
+def flow(url: str, callers: int = 4) -> Iterator[list[httpx.Response]]:
+    """Short calls without a pause while the block runs; half the callers keep their connection.
 
-    def __init__(self, url: str) -> None:
-        super().__init__(daemon=True)
-        self.url = url
-        self.statuses: Counter[int] = Counter()
-        self.done = threading.Event()
+    The list has the answers so far. A connection that fails is raised when the block ends.
+    """
+    answers: list[httpx.Response] = []
+    done = threading.Event()
 
-    def run(self) -> None:
-        while not self.done.is_set():
-            answer = httpx.post(f"{self.url}/v1/attention", json=CALL, trust_env=False)
-            self.statuses[answer.status_code] += 1
+    def call(headers: dict[str, str]) -> None:
+        with httpx.Client(timeout=30, headers=headers, trust_env=False) as client:
+            while not done.is_set():
+                answers.append(client.post(f"{url}/v1/attention", json=CALL))
 
-    def finish(self) -> Counter[int]:
-        self.done.set()
-        self.join(30)
-        return self.statuses
+    with ThreadPoolExecutor(callers) as pool:
+        ways = ({}, {"Connection": "close"})
+        results = [pool.submit(call, ways[number % 2]) for number in range(callers)]
+        try:
+            yield answers
+        finally:
+            done.set()
+    for result in results:
+        result.result()
 
 
-def served_by(deployment: Deployment, calls: int = 10) -> set[str]:
-    names = set()
-    for _ in range(calls):
-        answer = httpx.post(f"{deployment.url}/v1/attention", json=CALL, trust_env=False)
-        assert answer.status_code == httpx.codes.OK, answer.text
-        names.add(deployment.replica_of(answer.headers["X-Request-ID"]))
-    return names
+@contextmanager
+def long_calls(deployment: Deployment, number: int) -> Iterator[list[Future[httpx.Response]]]:
+    """Long calls that are under way when the block begins, and answered when it has ended."""
+    with ThreadPoolExecutor(number) as pool:
+        calls = [
+            pool.submit(deployment.post, LONG_CALL, "/v1/text/attention") for _ in range(number)
+        ]
+        time.sleep(0.3)
+        assert not any(call.done() for call in calls)
+        yield calls
+
+
+def ids(answers: list[httpx.Response]) -> list[str]:
+    return [answer.headers["X-Request-ID"] for answer in answers]
+
+
+# --- The configuration -----------------------------------------------------------------
+
+
+def test_it_fits_the_compose_file() -> None:
+    services = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
+    proxy = services.pop("haproxy")
+    servers = dict(re.findall(r"^ +server (\S+) (\S+)$", CONFIGURATION, re.MULTILINE))
+    assert servers == {name: f"{name}:8080" for name in services}
+    assert tuple(services) == tuple(proxy["depends_on"]) == REPLICAS
+    assert proxy["ports"] == ["127.0.0.1:8080:8080"]
+    assert proxy["volumes"] == ["./haproxy.cfg:/usr/local/etc/haproxy/haproxy.cfg:ro"]
+    for service in [proxy, *services.values()]:
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_what_it_answers_itself_has_the_form_of_the_services_errors() -> None:
+    answers = re.findall(
+        r"http-error status (\d+) content-type (\S+) string '(.+?)'", CONFIGURATION
+    )
+    assert [int(status) for status, *_ in answers] == [408, 502, 503, 504]
+    for status, media_type, body in answers:
+        assert media_type == PROBLEM
+        problem = ProblemDetails.model_validate_json(body)
+        assert problem.status == int(status)
+        if problem.type != "about:blank":
+            code = Code(problem.code)
+            assert problem.type == TYPE_PREFIX + code
+            assert problem.status == STATUS[code]
+
+
+# --- While all is well -----------------------------------------------------------------
 
 
 def test_both_replicas_answer_and_say_the_same(deployment: Deployment) -> None:
-    assert served_by(deployment) == {"attention-1", "attention-2"}
+    counts = deployment.served_by(20)
+    assert counts.keys() == set(REPLICAS)
+    assert min(counts.values()) >= 8, counts
 
-    texts = {
-        json.dumps(
-            httpx.post(
-                f"{deployment.url}/v1/text/attention",
-                json={"text": "The cat sat.", "layers": [0], "heads": [0]},
-                trust_env=False,
-            )
-            .raise_for_status()
-            .json()
-        )
-        for _ in range(4)
-    }
-    assert len(texts) == 1
+    weights = [deployment.post(CALL).json()["weights"] for _ in range(4)]
+    np.testing.assert_allclose(weights, [WEIGHTS] * 4, rtol=1e-6)
+    call = {"text": "The cat sat.", "layers": [0], "heads": [0]}
+    answers = [deployment.post(call, "/v1/text/attention").raise_for_status() for _ in range(4)]
+    assert len({answer.text for answer in answers}) == 1
+    assert {line.replica for line in deployment.logged(*ids(answers))} == set(REPLICAS)
+
+
+def test_many_callers_are_spread_over_both(deployment: Deployment) -> None:
+    with flow(deployment.url) as answers:
+        time.sleep(1)
+    lines = deployment.logged(*ids(answers))
+    assert {line.status for line in lines} == {200}
+    counts = Counter(line.replica for line in lines)
+    assert min(counts[name] for name in REPLICAS) > 0.3 * len(lines), counts
+
+
+def test_short_calls_go_where_no_long_one_is(deployment: Deployment) -> None:
+    with long_calls(deployment, 1) as calls:
+        counts = deployment.served_by(6)
+        assert not calls[0].done()
+    (busy,) = deployment.logged(*ids([call.result() for call in calls]))
+    assert counts.keys() == set(REPLICAS) - {busy.replica}
 
 
 def test_the_callers_request_id_passes_through(deployment: Deployment) -> None:
@@ -153,45 +255,72 @@ def test_the_callers_request_id_passes_through(deployment: Deployment) -> None:
         trust_env=False,
     )
     assert answer.headers["X-Request-ID"] == "a-callers-own-id"
-    assert deployment.replica_of("a-callers-own-id") in deployment.replicas
+    assert deployment.logged("a-callers-own-id")[0].status == 200
 
 
 def test_a_call_larger_than_haproxys_buffers(deployment: Deployment) -> None:
     query = np.random.default_rng(0).normal(size=(512, 64)).tolist()
-    answer = httpx.post(
-        f"{deployment.url}/v1/attention",
-        json={"query": query, "key": query, "value": query},
-        timeout=30,
-        trust_env=False,
-    )
-    assert np.shape(answer.raise_for_status().json()["weights"]) == (512, 512)
+    answer = deployment.post({"query": query, "key": query, "value": query}).raise_for_status()
+    assert np.shape(answer.json()["weights"]) == (512, 512)
+
+
+# --- When replicas end -----------------------------------------------------------------
 
 
 def test_stopping_a_replica_loses_no_call(failing_deployment: Deployment) -> None:
     deployment = failing_deployment
-    caller = Caller(deployment.url)
-    caller.start()
-    stop(deployment.replicas["attention-1"].process)
-    statuses = caller.finish()
-    assert set(statuses) == {200}, statuses
-    assert served_by(deployment) == {"attention-2"}
+    leaving = deployment.replicas["attention-1"].process
+    with long_calls(deployment, 2) as calls, flow(deployment.url) as answers:
+        time.sleep(0.5)
+        before = len(answers)
+        stop(leaving)
+        time.sleep(0.5)
+    assert leaving.returncode == 0
+
+    long = deployment.logged(*ids([call.result() for call in calls]))
+    assert {line.replica for line in long} == set(REPLICAS)
+    short = deployment.logged(*ids(answers))
+    assert {line.replica for line in short[:before]} == set(REPLICAS)
+    assert len(short) > before
+    # None needed a second try: no call was sent to where it would not be answered.
+    assert {(line.status, line.retries) for line in [*long, *short]} == {(200, "0")}
+    assert deployment.served_by(4).keys() == {"attention-2"}
 
     # And with none left, HAProxy answers as the service would.
     stop(deployment.replicas["attention-2"].process)
-    answer = httpx.post(f"{deployment.url}/v1/attention", json=CALL, trust_env=False)
+    answer = deployment.post(CALL)
     assert answer.status_code == httpx.codes.SERVICE_UNAVAILABLE
-    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.headers["Content-Type"] == PROBLEM
     assert answer.headers["Retry-After"] == "1"
     assert answer.json()["code"] == "not_ready"
+    assert "X-Request-ID" in answer.headers
 
 
 def test_a_replica_that_dies_loses_no_call(failing_deployment: Deployment) -> None:
     deployment = failing_deployment
-    caller = Caller(deployment.url)
-    caller.start()
-    time.sleep(0.5)
-    deployment.replicas["attention-2"].process.send_signal(signal.SIGKILL)
-    time.sleep(2)
-    statuses = caller.finish()
-    assert set(statuses) == {200}, statuses
-    assert served_by(deployment) == {"attention-1"}
+    with long_calls(deployment, 2) as calls, flow(deployment.url) as answers:
+        time.sleep(0.3)
+        deployment.replicas["attention-2"].process.kill()
+        time.sleep(2)
+    long = deployment.logged(*ids([call.result() for call in calls]))
+    short = deployment.logged(*ids(answers))
+    assert {line.status for line in [*long, *short]} == {200}
+    # One of the long calls was in the replica that died, and began anew in the other.
+    assert {line.replica for line in long} == {"attention-1"}
+    assert sorted(line.retries for line in long) == ["+1", "0"]
+    assert deployment.served_by(4).keys() == {"attention-1"}
+
+
+def test_a_large_call_is_lost_with_its_replica_and_says_so(failing_deployment: Deployment) -> None:
+    deployment = failing_deployment
+    deployment.replicas["attention-2"].process.kill()
+    large = {**LONG_CALL, "text": ["word " * 400] * 14}
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(deployment.post, large, "/v1/text/attention")
+        time.sleep(0.5)
+        deployment.replicas["attention-1"].process.kill()
+    answer = call.result()
+    assert answer.status_code == httpx.codes.BAD_GATEWAY
+    assert answer.headers["Content-Type"] == PROBLEM
+    assert answer.json()["status"] == httpx.codes.BAD_GATEWAY
+    assert "X-Request-ID" in answer.headers
