@@ -206,46 +206,58 @@ def _one_in(n: int) -> st.SearchStrategy[bool]:
 
 
 @st.composite
-def cases(draw: st.DrawFn, *, large: int = 24) -> Case:
-    """Any call; one in `large` is long enough for several tiles of the usual size."""
+def cases(draw: st.DrawFn, *, long: int = 6, longest: int = 24) -> Case:
+    """Any call.
+
+    One in `long` has tens of keys, which small tiles cut into many and some of which lie well
+    inside the band that is seen; one in `longest` has hundreds, enough for several of the
+    usual tiles.
+    """
     rank = draw(st.sampled_from([2, 3, 4, 4]))
     memory = draw(st.sampled_from(["none", "none", "past", "nonpad"]))
-    sizes = draw(_sizes(rank, has_past=memory == "past", is_large=draw(_one_in(large))))
+    lengths = (1, 9)
+    if draw(_one_in(longest)):
+        lengths = (100, 300)
+    elif draw(_one_in(long)):
+        lengths = (30, 80)
+    sizes = draw(_sizes(rank, lengths, has_past=memory == "past"))
     seed = draw(st.integers(0, 2**32))
     nonpad = None
     if memory == "nonpad":
         nonpad = tuple(draw(st.integers(0, sizes.total)) for _ in range(sizes.batch))
     is_long = sizes.batch * sizes.q_heads * sizes.q_length * sizes.total > _LONG
+    by_position_alone = draw(_one_in(3))
     return Case(
         seed=seed,
         sizes=sizes,
         rank=rank,
         dtype=draw(st.sampled_from([*FLOATS, "float32", "float32"])),
         form=draw(st.sampled_from(FORMS[1:] if is_long else FORMS)),
-        spread=draw(st.sampled_from([0.0, 0.1, 1.0, 1.0, 3.0, 10.0])),
-        mask=draw(_masks(sizes.full)),
+        spread=draw(st.sampled_from([1.0, 1.0, 3.0, 0.1, 10.0, 0.0])),
+        mask=None if by_position_alone else draw(_masks(sizes.full)),
         options=draw(_options(sizes.total)),
         nonpad=nonpad,
         sinks=draw(st.sampled_from([None, None, None, "small", "large", "missing"])),
-        alibi=draw(st.sampled_from([None, None, "usual", "signed"])),
-        documents=draw(st.sampled_from([None, None, None, "packed", "mixed"])),
+        alibi=None if by_position_alone else draw(st.sampled_from([None, "usual", "signed"])),
+        documents=None if by_position_alone else draw(st.sampled_from([None, "packed", "mixed"])),
         poison=draw(_one_in(3)),
         asked=draw(_returns(sizes, may_present=memory != "nonpad")),
     )
 
 
 @st.composite
-def _sizes(draw: st.DrawFn, rank: int, *, has_past: bool, is_large: bool) -> Sizes:
-    length, most = (st.integers(100, 300), 2) if is_large else (st.integers(1, 9), 3)
-    count = st.integers(1, most)
-    empty = [draw(_one_in(40)) for _ in range(3)]
+def _sizes(draw: st.DrawFn, rank: int, lengths: tuple[int, int], *, has_past: bool) -> Sizes:
+    length = st.integers(*lengths)
+    count = st.integers(1, 3 if lengths[1] < 100 else 2)
+    empty = draw(st.sampled_from([None] * 27 + ["B", "L", "S"]))
+    is_decoding = draw(_one_in(6))
     return Sizes(
-        batch=1 if rank == 2 else draw(count) * (not empty[0]),
+        batch=0 if empty == "B" and rank > 2 else 1 if rank == 2 else draw(count),
         kv_heads=1 if rank == 2 else draw(count),
         groups=1 if rank == 2 else draw(count),
-        q_length=draw(st.one_of(st.just(1), length, length)) * (not empty[1]),
+        q_length=0 if empty == "L" else 1 if is_decoding else draw(length),
         past=draw(length) * (not draw(_one_in(10))) if has_past else None,
-        kv_length=draw(length) * (not empty[2]),
+        kv_length=0 if empty == "S" else draw(length),
         head_size=draw(st.integers(1, 9)),
         v_head_size=draw(st.integers(1, 9)),
     )
@@ -257,11 +269,11 @@ def _masks(draw: st.DrawFn, full: tuple[int, ...]) -> Mask | None:
         return None
     rank = draw(st.integers(1, 4))
     shape = [1 if draw(st.booleans()) else size for size in full[-rank:-1]]
-    is_short = draw(_one_in(3))
+    is_short = draw(_one_in(4))
     shape.append(draw(st.integers(0, full[-1])) if is_short else full[-1])
     return Mask(
         kind=draw(st.sampled_from(["keys", "keys", "rows", "large", "lowest"])),
-        hidden=draw(st.sampled_from([0.0, 0.2, 0.4, 0.8, 1.0])),
+        hidden=draw(st.sampled_from([0.2, 0.2, 0.4, 0.8, 0.0, 1.0])),
         shape=tuple(shape),
         dtype=draw(st.sampled_from(["bool", "bool", *FLOATS])),
     )
@@ -269,24 +281,27 @@ def _masks(draw: st.DrawFn, full: tuple[int, ...]) -> Mask | None:
 
 @st.composite
 def _options(draw: st.DrawFn, total: int) -> dict[str, Any]:
-    windows = st.sampled_from([-1, -1, 0, 1, 2, 5, total // 2, 10**6])
-    # Far from 0 and near to each other, as the shards of a long sequence are; or only one.
-    far = draw(st.sampled_from([0, 0, 10**6, 2**31 - 1000, -(10**9)]))
-    near = st.integers(-total - 2, total + 2)
+    windows = st.sampled_from([-1, 1, 2, 5, total // 2, 0, 10**6])
+    # Far from 0 and near to each other, as the shards of a long sequence are; or one alone.
+    far = draw(st.sampled_from([*[0] * 8, 10**6, 2**31 - 1000, -(10**9)]))
+    near = st.integers(-(total // 2) - 1, total // 2 + 1)
     strategies: dict[str, st.SearchStrategy[Any]] = {
-        "is_causal": st.booleans(),
-        "scale": st.sampled_from([0.0, 0.5, 1.0, -0.25]),
-        "softcap": st.sampled_from([0.0, 0.5, 2.0, 30.0]),
+        "scale": st.sampled_from([0.5, 1.0, -0.25, 0.0]),
+        "softcap": st.sampled_from([0.5, 2.0, 30.0, 0.0]),
         "left_window_size": windows,
         "right_window_size": windows,
         "softmax_precision": st.sampled_from(
             [1, 10, 11, 16, "float32", "float16", "float64", "bfloat16"]
         ),
-        "query_offset": near.map(lambda offset: far + offset),
-        "key_offset": near.map(lambda offset: far + offset),
     }
-    likely = {"is_causal": st.booleans()}
-    return {n: draw(s) for n, s in strategies.items() if draw(likely.get(n, _one_in(3)))}
+    options = {name: draw(values) for name, values in strategies.items() if draw(_one_in(4))}
+    if draw(st.booleans()):
+        options["is_causal"] = draw(st.sampled_from([True, True, False]))
+    if far or draw(_one_in(5)):
+        options["query_offset"] = far + draw(near)
+    if options.get("query_offset") and draw(st.sampled_from([True, True, True, False])):
+        options["key_offset"] = far + draw(near)
+    return options
 
 
 @st.composite
@@ -297,7 +312,7 @@ def _returns(draw: st.DrawFn, sizes: Sizes, *, may_present: bool) -> dict[str, A
             asked[name] = name != "output"
     if draw(_one_in(4)):
         asked["scores"] = draw(st.sampled_from(["raw", "softcap", "masked"]))
-    weights = draw(st.sampled_from(["all", "none", "part", "part"]))
+    weights = draw(st.sampled_from(["part", "part", "part", "all", "none"]))
     if weights != "all":
         asked["weights"] = False if weights == "none" else draw(_selections(sizes))
     return asked
@@ -310,7 +325,7 @@ def _selections(draw: st.DrawFn, sizes: Sizes) -> dict[str, Any]:
     if draw(st.booleans()):
         count = draw(st.integers(1, sizes.q_heads))
         chosen["heads"] = some.permutation(sizes.q_heads)[:count].tolist()
-    queries = draw(st.sampled_from(["all", "list", "range"]))
+    queries = draw(st.sampled_from(["all", "all", "list", "range"]))
     if sizes.q_length and queries == "list":
         count = draw(st.integers(1, sizes.q_length))
         chosen["queries"] = some.permutation(sizes.q_length)[:count].tolist()
@@ -319,6 +334,6 @@ def _selections(draw: st.DrawFn, sizes: Sizes) -> dict[str, Any]:
         chosen["queries"] = {"start": start, "stop": draw(st.integers(start + 1, sizes.q_length))}
     if draw(_one_in(3)):
         chosen["reduce"] = draw(st.sampled_from(["mean", "max"]))
-    if draw(st.booleans()):
+    if draw(st.sampled_from([True, True, False])):
         chosen["top_k"] = draw(st.integers(1, sizes.total + 2))
     return chosen

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from attention_service.attention.engine import Engine
@@ -25,11 +25,11 @@ from tests.attention.cases import Case, cases
 from tests.attention.checks import Answer
 from tests.attention.forms import post
 
-CASES = int(os.environ.get("ATTENTION_CASES", "600"))
+CASES = int(os.environ.get("ATTENTION_CASES", "1000"))
 OVER_HTTP = max(200, CASES // 10)
 TILE_BYTES = (256, 4096, None)
 
-pytestmark = pytest.mark.timeout(120 if CASES <= 1000 else 7200)
+pytestmark = pytest.mark.timeout(120 if CASES <= 2000 else 7200)
 
 
 def examples(count: int) -> Any:
@@ -53,6 +53,7 @@ def engines(engine: Engine) -> dict[int | None, Engine]:
 @examples(OVER_HTTP)
 @given(case=cases())
 def test_random_calls_over_http_match_float64_numpy(http: httpx.Client, case: Case) -> None:
+    note(repr(case))
     answer = post(http, case.fields(), case.form)
     Answer(case, answer, typed=case.form != "list").check(case.expected())
 
@@ -62,6 +63,7 @@ def test_random_calls_over_http_match_float64_numpy(http: httpx.Client, case: Ca
 def test_random_calls_match_float64_numpy(
     engines: dict[int | None, Engine], case: Case, tile_bytes: int | None
 ) -> None:
+    note(f"{case!r}, {tile_bytes=}")
     request = AttentionRequest.model_validate(case.fields())
     answer = AttentionJob(request, engines[tile_bytes]).run()
     Answer(case, answer).check(case.expected())

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, note
 
 from attention_service.attention.engine import Engine
 from attention_service.attention.sdpa import AttentionJob
@@ -21,6 +21,8 @@ from tests.reference import Array
 SMALL_TILES = 4096
 # Next to this a float32 has no digits left of the scores.
 LARGE = 1e4
+# What may be 0 but for rounding, and is compared absolutely.
+NEAR_ZERO = ("lse", "entropy", "weights.rest")
 
 
 @pytest.fixture(scope="module")
@@ -42,30 +44,33 @@ def arrays(answer: dict[str, Any], name: str = "") -> Iterator[tuple[str, Array]
 
 
 @examples(120)
-@given(case=cases(large=3))
+@given(case=cases(long=2, longest=4))
 def test_small_tiles_give_the_same(engine: Engine, small_tiles: Engine, case: Case) -> None:
     case = replace(case, dtype="float32", asked={**case.asked, "plan": True})
-    scale = max(1.0, float(case.expected().row_scale.max(initial=1)))
+    note(repr(case))
     whole, tiled = run(engine, case), run(small_tiles, case)
+    scale = max(1.0, float(case.expected().row_scale.max(initial=1)))
     for (name, expected), (_, actual) in zip(arrays(whole), arrays(tiled), strict=True):
-        infinite = ~np.isfinite(expected)
-        np.testing.assert_array_equal(actual[infinite], expected[infinite], err_msg=name)
-        if scale < LARGE:
-            reference.assert_close(actual[~infinite], expected[~infinite], 1e-6 * scale)
+        finite = np.isfinite(expected)
+        np.testing.assert_array_equal(actual[~finite], expected[~finite], err_msg=name)
+        if scale > LARGE:
+            continue
+        if name in NEAR_ZERO:
+            np.testing.assert_allclose(
+                actual[finite], expected[finite], rtol=1e-6, atol=1e-6 * scale, err_msg=name
+            )
+        else:
+            reference.assert_close(actual[finite], expected[finite], 1e-6 * scale)
 
 
 def test_small_tiles_are_many(engine: Engine, small_tiles: Engine) -> None:
     rng = np.random.default_rng(0)
     tensor = rng.standard_normal((1, 2, 200, 8)).astype(np.float32)
     fields = {"query": tensor, "key": tensor, "value": tensor, "return": {"plan": True}}
-    tiles = [
-        sum(
-            step["tiles"]
-            for step in AttentionJob(AttentionRequest.model_validate(fields), on).run()["plan"][
-                "steps"
-            ]
-        )
+    request = AttentionRequest.model_validate(fields)
+    whole, tiled = (
+        sum(step["tiles"] for step in AttentionJob(request, on).run()["plan"]["steps"])
         for on in (engine, small_tiles)
-    ]
+    )
     # 4096 bytes hold five rows of 200 scores.
-    assert tiles[1] >= 80 > tiles[0]
+    assert tiled >= 80 > whole
