@@ -10,6 +10,8 @@ def main() -> None:
     try:
         from attention_service.cli import app  # noqa: PLC0415
     except ModuleNotFoundError as error:
+        if str(error.name).startswith("attention_"):  # ours, and no extra would bring it
+            raise
         sys.exit(
             f"attention-service: the package {error.name!r} is not installed.\n"
             "The service comes with an extra:  pip install 'attention-service[server]'\n"

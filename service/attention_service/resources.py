@@ -26,7 +26,7 @@ def cpu_count(root: Path = CGROUP_ROOT, groups: Path = PROCESS_GROUPS) -> int:
     for folder in _levels(root, groups, "cpu"):
         quota, period = _cpu_quota(folder)
         if quota > 0 and period > 0:
-            quotas.append(max(1, math.ceil(quota / period)))
+            quotas.append(math.ceil(quota / period))
     return min(quotas)
 
 

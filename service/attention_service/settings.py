@@ -18,19 +18,26 @@ ProviderName: TypeAlias = Literal[
 
 
 def default_modules() -> Path:
-    """The module folder in the user's cache, as the XDG base directories have it."""
-    cache = os.environ.get("XDG_CACHE_HOME", "").strip()
-    base = Path(cache) if cache else Path.home() / ".cache"
+    """The module folder in the user's cache, as the XDG base directories have it.
+
+    A relative XDG_CACHE_HOME is to be ignored
+    (https://specifications.freedesktop.org/basedir-spec/latest/).
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    base = cache if cache.is_absolute() else Path.home() / ".cache"
     return base / "attention-service" / "modules"
 
 
 class Settings(BaseSettings):
     """What the service is started with.
 
-    Each field is also read from a variable: ``port`` from ``ATTENTION_PORT``.
+    Each field is also read from a variable: ``port`` from ``ATTENTION_PORT``. An empty
+    variable is as good as none, since compose files and the like cannot leave one out.
     """
 
-    model_config = SettingsConfigDict(env_prefix="ATTENTION_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="ATTENTION_", env_ignore_empty=True, frozen=True, extra="forbid"
+    )
 
     host: str = "127.0.0.1"
     """Address to listen on. Another than loopback is warned of while there are no keys."""
@@ -70,11 +77,24 @@ class Settings(BaseSettings):
     max_waiting: int = Field(default=256, ge=0)
     """Calls that may wait for their turn; one more is answered 429."""
 
-    drain_delay: float = Field(default=5.0, ge=0)
+    drain_delay: float = Field(default=5.0, ge=0, allow_inf_nan=False)
     """Seconds between SIGTERM, when readiness ends, and the end of listening."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What the log holds; at ``info``, a line for each call."""
 
     api_keys_file: Path | None = None
     """File of the keys that callers must send."""
+
+    @field_validator("modules")
+    @classmethod
+    def _can_be_listed(cls, value: Path) -> Path:
+        try:
+            if value.exists():
+                next(value.iterdir(), None)
+        except OSError as error:
+            raise ValueError(f"{value} cannot be listed: {error.strerror}") from None
+        return value
 
     @field_validator("api_keys_file")
     @classmethod
@@ -85,5 +105,6 @@ class Settings(BaseSettings):
 
     @field_validator("root_path")
     @classmethod
-    def _no_slash_at_the_end(cls, value: str) -> str:
-        return value.rstrip("/")
+    def _slash_at_the_front_only(cls, value: str) -> str:
+        path = value.strip("/")
+        return f"/{path}" if path else ""

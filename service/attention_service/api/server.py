@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -26,25 +27,32 @@ class Server(uvicorn.Server):
     """A uvicorn server that drains on SIGTERM.
 
     Readiness ends at once; the service goes on for ``drain_delay`` while balancers notice,
-    then finishes what it has taken and ends with status 0. A second signal ends it at once,
-    SIGINT (Ctrl-C) without the delay.
+    then finishes what it has taken and ends with status 0; SIGINT (Ctrl-C) does the same
+    without the delay. A second signal kills it, whatever it is computing.
     """
 
     def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_delay: float) -> None:
         super().__init__(config)
         self._lifecycle = lifecycle
         self._drain_delay = drain_delay
+        self._was_told = False
 
     @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by uvicorn on SIGTERM and SIGINT."""
-        if self.should_exit or (self._lifecycle.status == "draining" and sig == signal.SIGTERM):
-            self.should_exit = self.force_exit = True
-        elif sig == signal.SIGTERM and self._lifecycle.is_ready:
+        if self._was_told:
+            # As if nothing caught it: Python's own ways to end wait for the threads.
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        self._was_told = True
+        # Not here: a signal may come while the log is being written, which is not reentrant.
+        asyncio.get_running_loop().call_soon_threadsafe(self._end, sig)
+
+    def _end(self, sig: int) -> None:
+        if sig == signal.SIGTERM and self._lifecycle.is_ready:
             logger.info("draining for %.1f s", self._drain_delay)
             self._lifecycle.drain()
-            loop = asyncio.get_running_loop()
-            loop.call_soon_threadsafe(loop.call_later, self._drain_delay, self._stop)
+            asyncio.get_running_loop().call_later(self._drain_delay, self._stop)
         else:
             self._stop()
 
@@ -73,6 +81,7 @@ def serve(settings: Settings) -> None:
         proxy_headers=False,
     )
     server = Server(config, lifecycle, settings.drain_delay)
-    server.run()
+    with suppress(SystemExit):  # how uvicorn ends where it cannot start
+        server.run()
     if not server.started:
         sys.exit(1)  # why is in the log

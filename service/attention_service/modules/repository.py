@@ -65,7 +65,9 @@ class Repository:
         for path in names:
             if path.name.startswith("."):
                 continue  # an exporter's unfinished work
-            name = path.name.encode(errors="backslashreplace").decode()
+            name = path.name
+            if not name.isprintable():  # refused, by a name that a log and JSON can hold
+                name = name.encode("unicode_escape").decode()
             try:
                 modules[name] = load(path, engine)
             except ModuleError as error:
@@ -159,14 +161,15 @@ def load(folder: Path, engine: Engine) -> Module:
     Raises:
         ModuleError: a file is missing or was changed, or ONNX Runtime refuses the graph.
     """
-    if not folder.name.isprintable():  # no other name can stand in a URL's path or in a log
+    if not folder.name.isprintable():
         raise ModuleError("the name of its folder is not printable text")
     manifest = _manifest(folder)
     _check_files(folder, manifest)
     try:
         session = engine.load(folder / MODEL_FILE)
     except EngineError as error:
-        raise ModuleError(f"{MODEL_FILE} cannot be loaded: {error}") from error
+        why = str(error).replace(str(folder / MODEL_FILE), MODEL_FILE)  # it may be told to anyone
+        raise ModuleError(f"{MODEL_FILE} cannot be loaded: {why}") from error
     is_text = manifest.kind == "text"
     _check_names(manifest, session, TEXT_INPUTS if is_text else MULTI_HEAD_INPUTS)
     info = ModuleInfo(
@@ -222,9 +225,11 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     for name, expected in manifest.files.items():
         try:
             _check_file(folder, name, expected)
-        except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a NUL in a name
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             why = getattr(error, "strerror", None) or error
             raise ModuleError(f"{name!r:.100} cannot be read: {why}") from error
+        except RuntimeError as error:  # before Python 3.13
+            raise ModuleError(f"{name!r:.100} cannot be read: it links to itself") from error
 
 
 def _check_file(folder: Path, name: str, expected: str) -> None:

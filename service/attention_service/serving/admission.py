@@ -49,8 +49,22 @@ class Admission:
         return self._running
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """Run admitted work in a thread of the pool; its exceptions are raised here."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        """Run admitted work in a thread of the pool; its exceptions are raised here.
+
+        A caller that is cancelled meanwhile still waits: no thread can be stopped, and until
+        it ends the work takes its place and its memory.
+        """
+        done = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        cancelled: asyncio.CancelledError | None = None
+        while not done.done():
+            try:
+                await asyncio.wait([done])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            done.exception()  # looked at, or asyncio complains of it
+            raise cancelled
+        return done.result()
 
     @asynccontextmanager
     async def place(self, peak_bytes: int) -> AsyncIterator[None]:
@@ -110,7 +124,7 @@ class Admission:
             raise
 
     def _wake(self) -> None:
-        while self._queue and (self._queue[0][1].cancelled() or self._fits(self._queue[0][0])):
+        while self._queue and self._fits(self._queue[0][0]):
             peak_bytes, turn = self._queue.popleft()
             if not turn.cancelled():  # its caller is gone, but has not run since
                 self._take(peak_bytes)

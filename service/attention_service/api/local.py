@@ -1,0 +1,50 @@
+"""One call without a server: the answer that its route would send, as JSON."""
+
+from __future__ import annotations
+
+from attention_service.api.answers import check_limits
+from attention_service.attention.engine import Engine
+from attention_service.attention.job import Job
+from attention_service.attention.sdpa import AttentionJob
+from attention_service.modules.repository import Repository
+from attention_service.settings import Settings
+from attention_wire import bodies
+from attention_wire.schemas import AttentionRequest, ModuleRequest, TextRequest
+from attention_wire.tensors import TensorFormat
+from attention_wire.validation import validate
+
+
+def answer(fields: bodies.Fields, module: str | None, settings: Settings) -> bytes:
+    """Answer a request.
+
+    Args:
+        fields: of any compute route; which of them is plain from the fields and the module.
+        module: the multi-head module of a request that holds tensors.
+        settings: which provider, limits and modules.
+
+    Raises:
+        ProblemError: what the route would answer.
+        EngineError: the provider is not installed.
+    """
+    engine = Engine(settings.provider, settings.threads)
+    job, tensor_format = _job(fields, module, engine, settings)
+    check_limits(
+        job, bodies.JSON, tensor_format, settings.max_answer_bytes, settings.memory_budget_bytes
+    )
+    return bytes(bodies.write(bodies.JSON, job.run(), "response", tensor_format))
+
+
+def _job(
+    fields: bodies.Fields, module: str | None, engine: Engine, settings: Settings
+) -> tuple[Job, TensorFormat]:
+    def repository() -> Repository:
+        return Repository.open(settings.modules, engine, settings.text_module)
+
+    if "text" in fields.values:
+        text = validate(TextRequest, fields)
+        return repository().text(text.module).job(text), text.tensor_format
+    if module is not None:
+        tensors = validate(ModuleRequest, fields)
+        return repository().multi_head(module).job(tensors), tensors.tensor_format
+    plain = validate(AttentionRequest, fields)
+    return AttentionJob(plain, engine), plain.tensor_format

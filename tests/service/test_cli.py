@@ -1,0 +1,558 @@
+"""The installed command `attention-service`, as a process of its own."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from attention_service.cli import app
+from tests.conftest import GOLDENS, TEXT_MODULE
+
+COMMAND = Path(sys.executable).with_name("attention-service")
+STATE_DICT = GOLDENS / "multi_head_bias.safetensors"
+START_SECONDS = 60
+TENSORS = {"query": [[1, 0], [0, 1]], "key": [[1, 0], [0, 1]], "value": [[1, 2], [3, 4]]}
+# softmax([[1, 0], [0, 1]] / √2), written out.
+LARGER = math.exp(1 / math.sqrt(2)) / (1 + math.exp(1 / math.sqrt(2)))
+WEIGHTS = np.array([[LARGER, 1 - LARGER], [1 - LARGER, LARGER]])
+OUTPUT = WEIGHTS @ np.array([[1, 2], [3, 4]])
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The environment without the settings, colours and caches of who runs the tests."""
+    others = ("ATTENTION_", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "XDG_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+    return kept | {"HOME": str(tmp_path)}
+
+
+@pytest.fixture(scope="session")
+def text_module(modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A module folder with the default text module alone."""
+    folder = tmp_path_factory.mktemp("text-module")
+    (folder / TEXT_MODULE).symlink_to(modules / TEXT_MODULE)
+    return folder
+
+
+def run_here(*words: str | Path, stdin: str = "") -> Result:
+    """The command in this process, which has long loaded all that it needs."""
+    result = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def fails_here(*words: str | Path, stdin: str = "") -> str:
+    result = run_here(*words, stdin=stdin)
+    assert (result.exit_code, result.stdout) == (1, "")
+    return result.stderr
+
+
+class Command:
+    """Runs the command to its end."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+
+    def __call__(
+        self, *words: str | Path, stdin: str = "", **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(COMMAND), *map(str, words)],
+            input=stdin,
+            env=self.environment | variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def fails(self, *words: str | Path, status: int = 1, **variables: str) -> str:
+        """Runs what must fail, with a message and nothing else; what it says."""
+        result = self(*words, **variables)
+        assert result.returncode == status, result
+        assert not result.stdout
+        assert "Traceback" not in result.stderr
+        return result.stderr
+
+
+@pytest.fixture
+def command(environment: dict[str, str]) -> Command:
+    return Command(environment)
+
+
+class Served:
+    """`attention-service serve` as a process, and what it has logged."""
+
+    def __init__(self, words: Sequence[str], environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [str(COMMAND), "serve", *words], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        self._lines: list[str] = []
+        self._more = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._more:
+                self._lines.append(line)
+                self._more.notify_all()
+
+    @property
+    def log(self) -> str:
+        return "".join(self._lines)
+
+    def logged(self, pattern: str) -> re.Match[str]:
+        """The first place in the log that matches, waited for."""
+        with self._more:
+            found = self._more.wait_for(lambda: re.search(pattern, self.log), START_SECONDS)
+        assert found is not None, self.log
+        return found
+
+    def url(self) -> str:
+        return self.logged(r"running on (http://\S+)")[1]
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = 20) -> int:
+        status = self.process.wait(timeout)
+        self._reader.join(timeout)
+        return status
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+@contextmanager
+def serving(environment: dict[str, str], modules: Path, *words: str) -> Iterator[Served]:
+    served = Served(["--port", "0", "--modules", str(modules), *words], environment)
+    try:
+        yield served
+    finally:
+        served.close()
+
+
+# --- serve -----------------------------------------------------------------------------------
+
+
+def test_serve_says_its_address_and_takes_every_option(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    words = "--host 127.0.0.1 --provider cpu --threads 1 --root-path /prefix --drain-delay 0"
+    with serving(environment, tmp_path / "none", *words.split(), "--log-level", "debug") as served:
+        url = served.url()
+        assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d*", url)
+        info = httpx.get(f"{url}/v1/info").json()
+        assert (info["provider"], info["threads"]) == ("CPUExecutionProvider", 1)
+        assert httpx.get(f"{url}/v1/modules").json() == {"modules": [], "refused": []}
+        assert httpx.get(f"{url}/openapi.json").json()["servers"] == [{"url": "/prefix"}]
+        served.logged(r"DEBUG .* /openapi\.json|GET /openapi\.json 200")
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        served.logged(r"DEBUG attention_service\S* GET /healthz 200")
+        served.signal(signal.SIGTERM)
+        assert served.wait() == 0
+
+
+def test_sigterm_ends_readiness_at_once_and_service_after_the_delay(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    delay = 2.5
+    variables = environment | {"ATTENTION_DRAIN_DELAY": str(delay)}
+    with serving(variables, tmp_path) as served, httpx.Client(base_url=served.url()) as client:
+        assert client.get("/readyz").status_code == 200
+        began = time.monotonic()
+        served.signal(signal.SIGTERM)
+        served.logged(r"draining for 2\.5 s")
+        ready = client.get("/readyz")
+        assert ready.status_code == 503
+        assert ready.json()["code"] == "not_ready"
+        assert ready.headers["Retry-After"] == "1"
+        assert client.get("/healthz").status_code == 200
+        answer = client.post("/v1/attention", json=TENSORS)
+        assert answer.status_code == 200
+        np.testing.assert_allclose(answer.json()["output"], OUTPUT, rtol=1e-6)
+        # A new connection is taken, too.
+        assert httpx.get(f"{served.url()}/readyz").status_code == 503
+        assert time.monotonic() - began < delay, "too slow a machine to see what was meant"
+        assert served.wait() == 0
+        assert delay <= time.monotonic() - began < delay + 5
+        assert "Traceback" not in served.log
+
+
+def test_sigint_ends_it_without_the_delay(environment: dict[str, str], tmp_path: Path) -> None:
+    with serving(environment, tmp_path, "--drain-delay", "30") as served:
+        served.url()
+        served.signal(signal.SIGINT)
+        assert served.wait(timeout=10) == 0
+        assert "Traceback" not in served.log
+
+
+@contextmanager
+def a_long_call(url: str, texts: int) -> Iterator[Future[httpx.Response]]:
+    """A call that computes for a while, and has begun."""
+    fields = {
+        "text": ["word " * 500] * texts,
+        "layers": [0],
+        "heads": [0],
+        "tensor_format": "base64",
+        "return": {"weights": False},
+    }
+    with ThreadPoolExecutor(1) as threads, httpx.Client(base_url=url, timeout=60) as client:
+        answer = threads.submit(client.post, "/v1/text/attention", json=fields)
+        while "attention_running 1.0" not in httpx.get(f"{url}/metrics").text:
+            assert not answer.done(), answer.result().text
+        yield answer
+
+
+def test_what_was_taken_is_finished(environment: dict[str, str], text_module: Path) -> None:
+    with (
+        serving(environment, text_module, "--drain-delay", "0") as served,
+        a_long_call(served.url(), texts=8) as answer,
+    ):
+        served.signal(signal.SIGTERM)
+        served.logged("Shutting down")
+        assert answer.result(60).status_code == 200
+        assert len(answer.result().json()["results"]) == 8
+        assert served.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "logged"),
+    [(signal.SIGTERM, "draining for 30.0 s"), (signal.SIGINT, "Waiting for connections to close")],
+)
+def test_a_second_signal_ends_it_at_once(
+    environment: dict[str, str], text_module: Path, number: signal.Signals, logged: str
+) -> None:
+    with (
+        serving(environment, text_module, "--drain-delay", "30") as served,
+        a_long_call(served.url(), texts=100) as answer,
+    ):
+        served.signal(number)
+        served.logged(logged)
+        assert served.process.poll() is None
+        began = time.monotonic()
+        served.signal(number)
+        assert served.wait() == -number  # ended by the signal itself
+        assert time.monotonic() - began < 2
+        with pytest.raises(httpx.TransportError):
+            answer.result(5)
+
+
+def test_sigterm_while_it_starts(environment: dict[str, str], text_module: Path) -> None:
+    with serving(environment, text_module, "--drain-delay", "30") as served:
+        served.logged("Waiting for application startup")
+        served.signal(signal.SIGTERM)
+        assert served.wait(timeout=15) == 0
+        assert "Traceback" not in served.log
+
+
+def test_a_port_in_use(command: Command, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = command.fails("serve", "--port", str(port), "--modules", tmp_path)
+    assert f"'127.0.0.1', {port}): address already in use" in message
+
+
+def test_wrong_settings_are_named_as_their_user_knows_them(command: Command) -> None:
+    message = command.fails(
+        "serve",
+        *("--port", "99999", "--log-level", "loud", "--modules", __file__),
+        status=2,
+        ATTENTION_THREADS="none",
+        ATTENTION_MAX_RUNNING="0",
+    )
+    named = sorted(re.findall(r"^attention-service: (.*?): ", message, re.MULTILINE))
+    assert named == [
+        "--log-level or ATTENTION_LOG_LEVEL",
+        "--modules or ATTENTION_MODULES",
+        "--port or ATTENTION_PORT",
+        "--threads or ATTENTION_THREADS",
+        "ATTENTION_MAX_RUNNING",  # which has no option
+    ]
+    assert len(message.splitlines()) == len(named)
+    assert f"ATTENTION_MODULES: {__file__} cannot be listed: Not a directory\n" in message
+    assert "'debug', 'info', 'warning' or 'error'" in message
+
+
+def test_an_unknown_provider(command: Command) -> None:
+    message = command.fails("serve", "--provider", "gpu", status=2)
+    assert message.startswith("attention-service: --provider or ATTENTION_PROVIDER: ")
+    assert "'auto', 'cpu', 'cuda'" in message
+
+
+def test_a_provider_that_is_not_installed(command: Command) -> None:
+    expected = "the provider 'coreml' is not in the installed ONNX Runtime; it has "
+    assert expected in command.fails("serve", "--provider", "coreml")  # there is none for Linux
+    assert expected in fails_here("check", "--provider", "coreml")
+    assert expected in fails_here("attend", "text", "--provider", "coreml")
+
+
+# --- export and modules ----------------------------------------------------------------------
+
+
+def test_export(command: Command, tmp_path: Path) -> None:
+    words = ("export", STATE_DICT, "--num-heads", "4", "--name", "mha", "--modules", tmp_path)
+    result = command(*words)
+    assert result.returncode == 0, result
+    assert result.stdout == f"exported mha to {tmp_path / 'mha'}\n"
+    manifest = json.loads((tmp_path / "mha" / "module.json").read_text())
+    assert (manifest["kind"], manifest["num_heads"]) == ("multi_head", 4)
+    # In a pipe, too, one sees how far it is: a line a stage, each further than the one before.
+    lines = result.stderr.splitlines()
+    assert "reading the source" in lines[0]
+    assert "building the graph" in result.stderr
+    parts = [int(part) for part in re.findall(r"^ *(\d+)% \S", result.stderr, re.MULTILINE)]
+    assert len(parts) == len(lines) > 3
+    assert (parts, parts[0], parts[-1]) == (sorted(parts), 0, 100)
+
+    listed = command("modules", "--modules", tmp_path)
+    assert listed.returncode == 0
+    assert re.search(r"│ mha +│ multi_head │ 1 +│ 4 +│", listed.stdout)
+    assert not listed.stderr
+
+
+def test_export_replaces_only_when_forced(tmp_path: Path) -> None:
+    words = ("export", STATE_DICT, "--name", "mha", "--modules", tmp_path)
+    assert run_here(*words, "--num-heads", "4").exit_code == 0
+    before = (tmp_path / "mha" / "module.json").read_bytes()
+    message = fails_here(*words, "--num-heads", "2")
+    assert "there is a module" in message
+    assert "force" in message
+    assert (tmp_path / "mha" / "module.json").read_bytes() == before
+    assert run_here(*words, "--num-heads", "2", "--force").exit_code == 0
+    assert json.loads((tmp_path / "mha" / "module.json").read_text())["num_heads"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["mha"]
+
+
+def test_export_draws_a_bar_in_a_terminal(environment: dict[str, str], tmp_path: Path) -> None:
+    words = ["export", STATE_DICT, "--num-heads", "4", "--name", "mha", "--modules", tmp_path]
+    here, there = pty.openpty()
+    with subprocess.Popen(
+        [str(COMMAND), *map(str, words)],
+        env=environment | {"TERM": "xterm", "COLUMNS": "100"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=there,
+    ) as process:
+        os.close(there)
+        seen = b""
+        try:
+            while part := os.read(here, 4096):
+                seen += part
+        except OSError:
+            pass  # so ends a terminal that nobody holds open
+        os.close(here)
+        assert process.wait(30) == 0
+        assert process.stdout is not None
+        assert process.stdout.read().startswith(b"exported mha to ")
+    text = seen.decode()
+    assert "━━━" in text
+    assert "100%" in text
+    assert "\r" in text
+
+
+def test_export_says_what_it_lacks(tmp_path: Path) -> None:
+    words = ("export", STATE_DICT, "--name", "mha", "--modules", tmp_path / "modules")
+    message = fails_here(*words)
+    assert message.splitlines()[-1].startswith("attention-service: a state dict does not hold")
+    assert "--num-heads" in message
+    assert not list(tmp_path.rglob("module.json"))
+
+
+def test_modules_lists_what_serves_and_what_is_refused(
+    command: Command, modules: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a folder with a name that is long enough to be folded in a table" / "[b]"
+    folder.mkdir(parents=True)
+    for name, source in {"mha [b]": "mha", TEXT_MODULE: TEXT_MODULE}.items():
+        (folder / name).symlink_to(modules / source)
+    (folder / "broken").mkdir()
+    result = command("modules", "--modules", folder)
+    assert result.returncode == 1
+    assert re.search(r"│ mha \[b\] +│ multi_head │ 1 +│ 4 +│ 16 +│ +│ unknown +│", result.stdout)
+    assert re.search(
+        rf"│ {TEXT_MODULE} +│ text +│ 6 +│ 12 +│ 384 +│ 512 +│ Apache-2\.0 +│", result.stdout
+    )
+    assert result.stderr == (  # once, in one line
+        "attention-service: refused broken: module.json cannot be read: No such file or directory\n"
+    )
+
+
+def test_modules_of_a_folder_that_is_not_there(command: Command, tmp_path: Path) -> None:
+    result = command("modules", "--modules", tmp_path / "missing")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"There is no module in {tmp_path / 'missing'}.\n"
+
+
+# --- check -----------------------------------------------------------------------------------
+
+
+def test_check(command: Command) -> None:
+    result = command("check", "--provider", "cpu", ATTENTION_THREADS="1")
+    assert result.returncode == 0, result
+    assert result.stdout.startswith("CPUExecutionProvider, 1 threads\n")
+    dtypes = [rf" {dtype} +┃" for dtype in ("float16", "bfloat16", "float32", "float64")]
+    assert re.search(rf"┃ options +┃{''.join(dtypes)}", result.stdout)
+    assert re.search(r"│ causal +│( \d+e-\d+ ok │){4}", result.stdout)
+    assert "WRONG" not in result.stdout
+
+
+# --- attend ----------------------------------------------------------------------------------
+
+
+def test_attend_to_a_text(command: Command, text_module: Path) -> None:
+    words = ("attend", "The cat sat.", "--modules", text_module)
+    result = command(*words, "--layer", "3", "--head", "1")
+    assert (result.returncode, result.stderr) == (0, "")
+    answer = json.loads(result.stdout)
+    assert answer["module"] == TEXT_MODULE
+    assert answer["results"][0]["tokens"] == ["[CLS]", "the", "cat", "sat", ".", "[SEP]"]
+    weights = np.array(answer["results"][0]["weights"])
+    assert weights.shape == (1, 1, 6, 6)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+    all_weights = np.array(json.loads(run_here(*words).stdout)["results"][0]["weights"])
+    assert all_weights.shape == (6, 12, 6, 6)
+    np.testing.assert_allclose(all_weights[3:4, 1:2], weights, rtol=1e-5)
+
+
+def test_attend_to_tensors_from_standard_input(command: Command) -> None:
+    result = command("attend", "-", stdin=json.dumps(TENSORS))
+    assert (result.returncode, result.stderr) == (0, "")
+    answer = json.loads(result.stdout)
+    assert set(answer) == {"output", "weights", "provider"}
+    np.testing.assert_allclose(answer["output"], OUTPUT, rtol=1e-6)
+    np.testing.assert_allclose(answer["weights"], WEIGHTS, rtol=1e-6)
+
+
+def test_attend_to_tensors_in_a_file(tmp_path: Path) -> None:
+    document = tmp_path / "request.json"
+    document.write_text(json.dumps(TENSORS))
+    answer = json.loads(run_here("attend", document).stdout)
+    np.testing.assert_allclose(answer["output"], OUTPUT, rtol=1e-6)
+    result = run_here("attend", document, "--tensor-format", "base64")
+    output = json.loads(result.stdout)["output"]
+    assert (output["dtype"], output["shape"]) == ("float32", [2, 2])
+    data = np.frombuffer(base64.b64decode(output["data"]), "<f4").reshape(2, 2)
+    np.testing.assert_array_equal(data, np.float32(answer["output"]))
+
+
+def test_attend_with_a_module(modules: Path) -> None:
+    def attend(module: str, **fields: Any) -> Result:
+        words = ("attend", "-", "--modules", modules, "--module", module)
+        return run_here(*words, stdin=json.dumps({**fields, "return": {"output": False}}))
+
+    query = np.random.default_rng(0).standard_normal((1, 3, 16)).tolist()
+    answer = json.loads(attend("mha", query=query).stdout)
+    assert set(answer) == {"weights", "module", "provider"}
+    assert np.shape(answer["weights"]) == (1, 4, 3, 3)
+    pair = json.loads(attend(TEXT_MODULE, text="a b", text_pair="c").stdout)
+    assert pair["results"][0]["tokens"] == ["[CLS]", "a", "b", "[SEP]", "c", "[SEP]"]
+    for module, fields, problem in (
+        ("mha", {"text": "a"}, "'mha' is a multi-head module, which takes no text"),
+        (TEXT_MODULE, {"query": query}, f"'{TEXT_MODULE}' is a text module, which takes no"),
+        ("nobody", {"query": query}, "There is no module 'nobody'; loaded are: "),
+    ):
+        result = attend(module, **fields)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert problem in result.stderr
+
+
+def test_attend_says_what_is_wrong(
+    text_module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "absent.json cannot be read: No such file" in fails_here("attend", "absent.json")
+    no_module = fails_here("attend", "text", "--modules", tmp_path)
+    assert f"attention-service export sentence-transformers/{TEXT_MODULE} " in no_module
+    layer = fails_here("attend", "text", "--modules", text_module, "--layer", "6")
+    assert "layers: holds 6, where the module has 6" in layer
+    for stdin, words in {
+        '{"query": [[1]]}': ["key: is missing", "value: is missing"],
+        '{"query": [[1]], "query": [[1]]}': ["Given more than once: query"],
+        '{"query": [[1],': ["not valid JSON"],
+        "": ["The body is empty"],
+        "[1]": ["JSON object"],
+    }.items():
+        message = fails_here("attend", "-", stdin=stdin)
+        assert all(word in message for word in words), message
+    monkeypatch.setenv("ATTENTION_MAX_ANSWER_BYTES", "1024")
+    assert "at most 1024 are sent" in fails_here("attend", "-", stdin=json.dumps(TENSORS))
+    monkeypatch.delenv("ATTENTION_MAX_ANSWER_BYTES")
+    monkeypatch.setenv("ATTENTION_MEMORY_BUDGET_BYTES", str(2**20))
+    one_head = ("--modules", text_module, "--layer", "0", "--head", "0")
+    long = fails_here("attend", "word " * 500, *one_head)
+    assert "of memory; at most 1048576 may be taken" in long
+
+
+# --- The command itself ----------------------------------------------------------------------
+
+
+def test_version_and_help(command: Command) -> None:
+    assert command("--version").stdout == f"attention-service {version('attention-service')}\n"
+    text = command("--help").stdout
+    for name in ("serve", "export", "modules", "check", "attend"):
+        assert re.search(rf"│ {name} ", text)
+
+
+BLOCKER = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+"""
+EXTRA = ["fastapi", "onnxruntime", "pydantic_settings", "rich", "starlette", "typer", "uvicorn"]
+
+
+@pytest.mark.parametrize("missing", [EXTRA, ["onnxruntime"]], ids=["all", "onnxruntime"])
+def test_without_the_extra_it_says_what_to_install(
+    command: Command, tmp_path: Path, missing: list[str]
+) -> None:
+    """As in the base install; Python imports a sitecustomize at its start."""
+    (tmp_path / "sitecustomize.py").write_text(BLOCKER.format(missing=missing))
+    for words in ([], ["--help"], ["serve"]):
+        message = command.fails(*words, PYTHONPATH=str(tmp_path))
+        assert re.search(rf"the package '({'|'.join(missing)})' is not installed", message)
+        assert "pip install 'attention-service[server]'" in message
+        assert "[server-gpu]" in message
+
+
+def test_a_missing_part_of_our_own_is_not_blamed_on_the_extra(
+    command: Command, tmp_path: Path
+) -> None:
+    missing = BLOCKER.replace('.partition(".")[0]', "").format(missing=["attention_service.cli"])
+    (tmp_path / "sitecustomize.py").write_text(missing)
+    result = command("--help", PYTHONPATH=str(tmp_path))
+    assert result.returncode == 1
+    assert "No module named 'attention_service.cli'" in result.stderr
+    assert "pip install" not in result.stderr
