@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from onnx import TensorProto, helper
 
 from attention_service.api.app import create_app
 from attention_service.attention.engine import Engine, Session
-from attention_service.attention.graphs import GraphSpec, build
+from attention_service.attention.graphs import TileSpec, build
 from attention_service.modules.repository import Repository
 from attention_service.settings import Settings
 from attention_wire import bodies
@@ -95,13 +96,13 @@ def poster(http: httpx.Client, path: str, body: bodies.Body) -> Work:
 
 
 def tensor_rows(engine: Engine, http: httpx.Client) -> Iterator[tuple[str, dict[str, float]]]:
-    session = engine.load(
-        build(GraphSpec("float32", "none", False, True, True)).SerializeToString()
-    )
+    model = build(TileSpec("float32", ("output", "weights")))
+    session = loaded(engine, model.SerializeToString())
     operator = attention_operator(engine)
     for name, shape in SHAPES.items():
         call = tensors(shape)
-        feeds = {n: t[:, :, None] for n, t in call.items()} | {"scale": np.array(0.125, np.float32)}
+        feeds = {n: t.reshape(-1, *t.shape[2:]) for n, t in call.items()}
+        feeds["scale"] = np.array(0.125, np.float32)
         works: dict[str, Work] = {
             "bare session": lambda feeds=feeds: session.run(("output", "weights"), feeds),
             "ONNX Attention operator": lambda call=call: operator.run(("output", "weights"), call),
@@ -131,7 +132,15 @@ def attention_operator(engine: Engine) -> Session:
         opset_imports=[helper.make_opsetid("", 23)],
         ir_version=10,
     )
-    return engine.load(model.SerializeToString())
+    return loaded(engine, model.SerializeToString())
+
+
+def loaded(engine: Engine, model: bytes) -> Session:
+    """A session in as many threads as the engine has."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(model)
+        return engine.load(path)
 
 
 def text_rows(engine: Engine, http: httpx.Client) -> Iterator[tuple[str, dict[str, float]]]:
