@@ -45,7 +45,12 @@ def test_a_request_holds_arrays_and_its_defaults() -> None:
         (AttentionRequest, GOOD | {"mask": 1}, ("mask",), "did you mean 'attn_mask'?"),
         (AttentionRequest, GOOD | {"is_casual": True}, ("is_casual",), "'is_causal'"),
         (AttentionRequest, GOOD | {"return_": {}}, ("return_",), "did you mean 'return'?"),
-        (AttentionRequest, GOOD | {"zzz": 1}, ("zzz",), "known are alibi_slopes, attn_mask, is_causal, key,"),
+        (
+            AttentionRequest,
+            GOOD | {"zzz": 1},
+            ("zzz",),
+            "known are alibi_slopes, attn_mask, is_causal, key,",
+        ),
         (TextRequest, {"text": "a", "texts": ""}, ("texts",), "did you mean 'text'?"),
         (TextRequest, {"text": "a", "return": {"weight": 1}}, ("return", "weight"), "'weights'"),
         (TextRequest, {"text": "a", "return": {"zzz": 1}}, ("return", "zzz"), "known are output, "),

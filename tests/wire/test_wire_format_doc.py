@@ -23,6 +23,7 @@ from safetensors.numpy import load
 
 from attention_service.api.problems import STATUS
 from attention_service.api.server import KEEP_ALIVE_SECONDS
+from attention_service.attention.shapes import MOST_BESIDE_ZERO
 from attention_wire import bodies, safetensors, tensors
 from attention_wire.documents import MAX_DEPTH
 from attention_wire.problems import Code
@@ -297,6 +298,7 @@ def test_the_limits(service_url: str) -> None:
         str(safetensors.MAX_HEADER_BYTES),
         str(tensors.MAX_RANK),
         str(tensors.MAX_BYTES),
+        str(MOST_BESIDE_ZERO),
         str(KEEP_ALIVE_SECONDS),
     ]
     assert told["json_depth"] == MAX_DEPTH

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from attention_service.api import openapi, problems
 from attention_service.api.compute import ComputeEndpoint, Operation
 from attention_service.api.metrics import Metrics
-from attention_service.api.middleware import CloseUnread, RequestId
+from attention_service.api.middleware import CloseUnread, HeadAsGet, RequestId, RootPath
 from attention_service.api.routes import light_routes, warnings
 from attention_service.attention.engine import Engine
 from attention_service.attention.sdpa import AttentionJob
@@ -65,7 +65,6 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         title="Attention service",
         version=version("attention-service"),
         description=openapi.DESCRIPTION,
-        root_path=settings.root_path,
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,  # it would send the caller wherever its Host header says
@@ -96,6 +95,8 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         app.router.routes.append(Route(operation.route, endpoint.__call__, methods=["POST"]))
     problems.install(app)
     openapi.install(app)
+    app.add_middleware(RootPath, settings.root_path)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(CloseUnread)
     app.add_middleware(RequestId)
     return app

@@ -1,4 +1,4 @@
-"""What holds for every request: an id, a count, and an end for bodies nobody read.
+"""What holds for every request: an id, a line in the log, and an end for bodies nobody read.
 
 Plain ASGI, so that a body goes through untouched.
 """
@@ -64,6 +64,39 @@ class RequestId:
                 (perf_counter() - started) * 1e3,
                 request_id,
             )
+
+
+class HeadAsGet:
+    """Answers HEAD as GET, whose body the server then leaves out (RFC 9110, section 9.3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
+
+
+class RootPath:
+    """Tells the app which prefix of its paths a proxy takes off, for the links that it writes.
+
+    ASGI's `path` begins with its `root_path`, so what was taken off is put back.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        if self._root_path and scope["type"] == "http":
+            path: str = scope["path"]
+            if not path.startswith(f"{self._root_path}/"):  # or the proxy left it on
+                path = self._root_path + path
+            scope = {**scope, "root_path": self._root_path, "path": path}
+        await self._app(scope, receive, send)
 
 
 class CloseUnread:

@@ -78,7 +78,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     """The framework's own 404 and 405, in the form of all other problems."""
     error = cast(HTTPException, error)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = _allowed((error.headers or {}).get("Allow", ""))
         response = problem_response(
             ProblemError(
                 Code.METHOD_NOT_ALLOWED,
@@ -90,6 +90,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         return response
     detail = f"There is nothing at {request.url.path}. /docs lists what there is."
     return problem_response(ProblemError(Code.NOT_FOUND, detail), request)
+
+
+def _allowed(methods: str) -> str:
+    """The methods of an `Allow`, with HEAD wherever GET is taken."""
+    names = {name.strip() for name in methods.split(",") if name.strip()}
+    return ", ".join(sorted(names | ({"HEAD"} if "GET" in names else set())))
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

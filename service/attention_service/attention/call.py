@@ -96,7 +96,8 @@ class AttentionCall:
         """The call as it is computed: contiguous, in its compute dtype, and finite.
 
         Rows of key and value that no query attends are zeroed where they were not finite.
-        Where float32 could overflow on the way, float64 takes its place.
+        Where float32 could overflow on the way, or does not hold the scale or the softcap,
+        float64 takes its place.
 
         Raises:
             ProblemError: ``non_finite`` or ``overflow``.
@@ -128,7 +129,9 @@ class AttentionCall:
                 "smaller bias",
                 Code.OVERFLOW,
             )
-        if call.compute_dtype == np.float32 and largest >= values.safe_score(np.float32):
+        in_range = values.in_float32(self.scale) and values.in_float32(self.softcap)
+        safe = in_range and largest < values.safe_score(np.float32)
+        if call.compute_dtype == np.float32 and not safe:
             return call._cast(np.dtype(np.float64))
         return call
 

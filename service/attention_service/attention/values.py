@@ -45,6 +45,12 @@ def safe_score(dtype: type[np.floating[Any]]) -> float:
     return float(info.max) * float(info.eps) / 4
 
 
+def in_float32(factor: float) -> bool:
+    """Whether a factor stays one in float32: past its range 0·∞ and 0/0 would follow."""
+    info = np.finfo(np.float32)
+    return factor == 0 or float(info.tiny) <= abs(factor) <= float(info.max)
+
+
 def check_bias(name: str, bias: Array) -> float:
     """The largest of some logits, which may hold −infinity, but neither NaN nor +infinity.
 

@@ -19,7 +19,7 @@ from attention_service.attention.engine import Session
 from attention_service.attention.job import Fits, Job, Shapes
 from attention_service.attention.lanes import Cancelled, never
 from attention_service.attention.masking import Masking, plain_masking
-from attention_service.attention.shapes import Sizes
+from attention_service.attention.shapes import Sizes, check_empty
 from attention_service.modules.manifest import Outputs, Probe
 from attention_wire.problems import Code, ProblemError
 from attention_wire.schemas import ModuleInfo, ModuleRequest
@@ -176,6 +176,7 @@ def _check_tensor(name: str, tensor: Array, query: Array, width: int) -> None:
             + ("" if name == "query" else "; by default it is the tensor before it"),
             Code.INVALID_TENSOR,
         )
+    check_empty(name, tensor)
     if tensor.dtype != query.dtype:
         raise ProblemError.of_field(
             name,
