@@ -53,8 +53,8 @@ class Ours:
         call = self.job.call.prepared()
 
         def compute() -> Answer:
-            answer = Answer(call)
-            self.engine.lanes.run(tiles(call, self.job.plan, answer, self.engine.session))
+            engine, answer = self.engine, Answer(call)
+            engine.lanes.run(tiles(call, self.job.plan, answer, engine.session, engine.patterns))
             return answer
 
         return compute

@@ -16,6 +16,7 @@ import numpy as np
 
 from attention_service.attention.engine import Engine
 from attention_service.attention.sdpa import AttentionJob
+from attention_service.heap import give_back_freed
 from attention_service.resources import cpu_count
 from attention_wire.schemas import AttentionRequest
 from attention_wire.tensors import FLOAT_DTYPES
@@ -62,6 +63,7 @@ def calls(count: int) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     count = int(sys.argv[1])
+    give_back_freed()  # as the service does when it starts
     engine = Engine("cpu", cpu_count())
     resident, peaks = [], []
     start = time.perf_counter()

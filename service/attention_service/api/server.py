@@ -13,6 +13,7 @@ import uvicorn
 from typing_extensions import override
 
 from attention_service.api.app import create_app
+from attention_service.heap import give_back_freed
 from attention_service.serving.lifecycle import Lifecycle
 from attention_service.settings import Settings
 
@@ -66,6 +67,8 @@ def serve(settings: Settings) -> None:
     Raises:
         EngineError: the execution provider is not installed.
     """
+    if not give_back_freed():
+        logger.info("memory that large calls took may stay with the process: not glibc")
     lifecycle = Lifecycle()
     config = uvicorn.Config(
         create_app(settings, lifecycle),

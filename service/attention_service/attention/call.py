@@ -24,6 +24,8 @@ from attention_wire.schemas import AttentionRequest
 from attention_wire.tensors import Array
 
 _DOUBLE = frozenset({11, "float64"})
+# So many keys take longer to look at than all else that a small call needs.
+_MANY_ELEMENTS = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class AttentionCall:
         compute_dtype: float32 or float64, what the call is computed in.
         rank: the request's rank, which the answer takes.
         wants: what to compute.
+        is_trusted: whether tiles have to look whether keys and values are finite.
     """
 
     query: Array
@@ -55,6 +58,7 @@ class AttentionCall:
     compute_dtype: np.dtype[Any]
     rank: int
     wants: Wants
+    is_trusted: bool = False
 
     @property
     def sizes(self) -> Sizes:
@@ -102,15 +106,7 @@ class AttentionCall:
         Raises:
             ProblemError: ``non_finite`` or ``overflow``.
         """
-        call = self._cast(self.compute_dtype)
-        masked, slopes, sinks = self.masking.mask, self.masking.slopes, self.sinks
-        bias = 0.0
-        if masked is not None and masked.dtype.kind != "b":
-            bias = max(0.0, values.check_bias("attn_mask", masked))
-        if sinks is not None:
-            bias = max(bias, values.check_bias("sinks", sinks))
-        if slopes is not None:
-            bias += finite_magnitude("alibi_slopes", slopes) * self._farthest()
+        call, bias = self._cast(), self._largest_bias()
         if not (isfinite(magnitude(call.key)) and isfinite(magnitude(call.value))):
             attended = self.masking.attended()
             groups = self.sizes.groups
@@ -119,9 +115,8 @@ class AttentionCall:
                 key=values.zero_unattended("key", call.key, attended, groups),
                 value=values.zero_unattended("value", call.value, attended, groups),
             )
-        # The query is scaled before the product, so it alone may not overflow either.
-        query = finite_magnitude("query", call.query) * abs(self.scale)
-        largest = query * max(1.0, self.sizes.head_size * magnitude(call.key)) + bias
+        query = finite_magnitude("query", call.query)
+        largest = self._largest_score(query, magnitude(call.key), bias)
         if not largest < values.safe_score(np.float64):
             raise ProblemError.of_field(
                 "query",
@@ -129,19 +124,66 @@ class AttentionCall:
                 "smaller bias",
                 Code.OVERFLOW,
             )
-        in_range = values.in_float32(self.scale) and values.in_float32(self.softcap)
-        safe = in_range and largest < values.safe_score(np.float32)
-        if call.compute_dtype == np.float32 and not safe:
-            return call._cast(np.dtype(np.float64))
+        if call.compute_dtype == np.float32 and not self._is_safe(largest):
+            return replace(call, compute_dtype=np.dtype(np.float64))  # tiles cast their parts
         return call
 
-    def _cast(self, dtype: np.dtype[Any]) -> AttentionCall:
+    def trusting(self) -> AttentionCall | None:
+        """What :meth:`prepared` gives, by a look that costs less; None where that does not do.
+
+        Values are not looked at, and keys only where many rows share the cost: tiles see by
+        their results whether those are finite, and raise :class:`values.Doubtful` if not.
+
+        Raises:
+            ProblemError: ``non_finite``.
+        """
+        if not self.wants.output or self.sizes.v_head_size == 0:
+            return None  # nothing would show what the values are
+        call, bias = self._cast(), self._largest_bias()
+        keys = 0.0 if self.shows_keys else values.bound(call.key)
+        largest = self._largest_score(values.bound(call.query), keys, bias)
+        is_safe = isfinite(keys) and self._is_safe(largest)
+        return replace(call, is_trusted=True) if is_safe else None
+
+    @property
+    def shows_keys(self) -> bool:
+        """Whether a call that is trusted sees by its scores that its keys are finite.
+
+        Few rows have fewer scores than keys have elements. It takes a graph of its own, which
+        small keys are not worth.
+        """
+        sizes, wants = self.sizes, self.wants
+        are_fewer = 2 * sizes.q_length * sizes.groups <= sizes.head_size
+        is_worth = self.key.size >= _MANY_ELEMENTS
+        return wants.output and wants.scores is None and are_fewer and is_worth
+
+    def _largest_bias(self) -> float:
+        masked, slopes, sinks = self.masking.mask, self.masking.slopes, self.sinks
+        bias = 0.0
+        if masked is not None and masked.dtype.kind != "b":
+            bias = max(0.0, values.check_bias("attn_mask", masked))
+        if sinks is not None:
+            bias = max(bias, values.check_bias("sinks", sinks))
+        if slopes is not None:
+            bias += finite_magnitude("alibi_slopes", slopes) * self._farthest()
+        return bias
+
+    def _largest_score(self, query: float, key: float, bias: float) -> float:
+        # The query is scaled before the product, so it alone may not overflow either.
+        return query * abs(self.scale) * max(1.0, self.sizes.head_size * key) + bias
+
+    def _is_safe(self, largest: float) -> bool:
+        in_range = self.compute_dtype == np.float64 or (
+            values.in_float32(self.scale) and values.in_float32(self.softcap)
+        )
+        return in_range and largest < values.safe_score(self.compute_dtype.type)
+
+    def _cast(self) -> AttentionCall:
         return replace(
             self,
-            query=np.ascontiguousarray(self.query, dtype),
-            key=np.ascontiguousarray(self.key, dtype),
-            value=np.ascontiguousarray(self.value, dtype),
-            compute_dtype=dtype,
+            query=np.ascontiguousarray(self.query, self.compute_dtype),
+            key=np.ascontiguousarray(self.key, self.compute_dtype),
+            value=np.ascontiguousarray(self.value, self.compute_dtype),
         )
 
     def _farthest(self) -> float:

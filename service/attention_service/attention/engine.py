@@ -15,6 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as status
 from attention_service.attention import speed
 from attention_service.attention.graphs import Spec, TileSpec, build
 from attention_service.attention.lanes import Lanes
+from attention_service.attention.patterns import Patterns
 from attention_service.attention.planner import TILE_BYTES, Target
 from attention_wire.tensors import Array
 
@@ -45,6 +46,7 @@ _SESSION_ERRORS = (
 )
 _PRODUCTS = frozenset({"MatMul", "FusedMatMul", "Gemm", "Attention", "MultiHeadAttention"})
 _MAX_SESSIONS = 64
+_PATTERN_BYTES = 6 * 2**20
 # Arrays of a tile's scores that a lane may hold at once, with room between them.
 _ARENA_TILES = 8
 
@@ -128,6 +130,7 @@ class Engine:
         threads: as given.
         target: what calls are planned for.
         lanes: the threads that compute tiles.
+        patterns: the biases that calls share.
 
     Raises:
         EngineError: the provider is not in the installed ONNX Runtime.
@@ -141,6 +144,7 @@ class Engine:
         self.threads = threads
         self.target = Target(self.provider, threads, tile_bytes)
         self.lanes = Lanes(threads)
+        self.patterns = Patterns(_PATTERN_BYTES)
         self._sessions: OrderedDict[Spec, Session] = OrderedDict()
         self._lock = Lock()
         self._speed: speed.Speed | None = None

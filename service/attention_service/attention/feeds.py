@@ -1,17 +1,19 @@
 """What goes into a tile's graph: its part of the tensors, its bias, its sinks.
 
-Blocks of rows that lie in the same way in the band share their geometry and their bias, so
-that a causal call makes one triangle, however many tiles and heads it has.
+Blocks of rows that lie in the same way in the band share their bias, so that causal calls
+make one triangle, however many tiles and heads they have.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import numpy as np
 
 from attention_service.attention.call import AttentionCall
 from attention_service.attention.graphs import BiasKind
+from attention_service.attention.patterns import Pattern, Patterns
 from attention_service.attention.planner import Block
 from attention_wire.tensors import Array
 
@@ -43,30 +45,40 @@ class Biased(NamedTuple):
         return "all" if self.start == self.keys.start else "end"
 
 
+class _Place(NamedTuple):
+    """Where a block lies in the band: its keys, the first with a bias, and which bias."""
+
+    keys: slice
+    start: int
+    pattern: Hashable | None
+
+
 class Feeds:
     """The inputs of the tiles of one step of a call.
 
     Args:
         call: a prepared call.
+        patterns: the biases that calls share.
 
     Attributes:
         cap: the softcap, a scalar.
     """
 
-    def __init__(self, call: AttentionCall) -> None:
+    def __init__(self, call: AttentionCall, patterns: Patterns) -> None:
         self._call = call
+        self._patterns = patterns
         self._scalar = {"scale": np.array(call.scale, call.compute_dtype)}
         self.cap = np.array(call.softcap, call.compute_dtype)
-        self._geometry: dict[tuple[int, int, bool], Biased] = {}
-        self._patterns: dict[tuple[int, int, int, bytes], Biased] = {}
+        self._places: dict[tuple[int, int, bool], _Place] = {}
         self._last: tuple[object, Biased] | None = None
 
     def tensors(self, block: Block, keys: slice) -> dict[str, Array]:
         """``query [N,M,D]``, ``key [N,T,D]``, ``value [N,T,Dv]`` and the scale.
 
-        Views where the block's part is contiguous.
+        Views where the block's part is contiguous and has the compute dtype.
         """
         call = self._call
+        dtype = call.compute_dtype
         groups = call.sizes.groups
         first, last = block.heads[0], block.heads[-1]
         kv_heads = slice(first // groups, last // groups + 1)
@@ -77,10 +89,10 @@ class Feeds:
         groups = query.shape[1] // key.shape[1]
         return {
             "query": np.ascontiguousarray(
-                query.reshape(count, groups * block.num_rows, query.shape[3])
+                query.reshape(count, groups * block.num_rows, query.shape[3]), dtype
             ),
-            "key": np.ascontiguousarray(key.reshape(count, *key.shape[2:])),
-            "value": np.ascontiguousarray(value.reshape(count, *value.shape[2:])),
+            "key": np.ascontiguousarray(key.reshape(count, *key.shape[2:]), dtype),
+            "value": np.ascontiguousarray(value.reshape(count, *value.shape[2:]), dtype),
             **self._scalar,
         }
 
@@ -105,31 +117,39 @@ class Feeds:
             return Biased(keys, keys.stop, None, None)
         if masking.has_bias:
             return self._with_mask(block, every_key=every_key)
-        per_batch = masking.band is not None and masking.band.low.shape[0] > 1
-        place = (block.batch.start if per_batch else 0, block.row_place, every_key)
-        found = self._geometry.get(place)
+        place = self._place(block, every_key=every_key, in_parts=in_parts)
+        keys, start = place.keys, place.start
+        if place.pattern is None:
+            return Biased(keys, keys.stop, None, None)
+        found = self._patterns.get(place.pattern, lambda: self._pattern(block, keys, start))
+        return Biased(keys, keys.stop if found.bias is None else start, *found)
+
+    def _place(self, block: Block, *, every_key: bool, in_parts: bool) -> _Place:
+        band = self._call.masking.band
+        per_batch = band is not None and band.low.shape[0] > 1
+        at = (block.batch.start if per_batch else 0, block.row_place, every_key)
+        found = self._places.get(at)
         if found is None:
-            found = self._in_band(block, every_key=every_key, in_parts=in_parts)
-            self._geometry[place] = found
+            found = self._places[at] = self._in_band(block, every_key, in_parts)
         return found
 
-    def _in_band(self, block: Block, *, every_key: bool, in_parts: bool) -> Biased:
+    def _in_band(self, block: Block, every_key: bool, in_parts: bool) -> _Place:
         masking = self._call.masking
         keys = self._keys(block, every_key=every_key)
-        if keys.start == keys.stop or masking.band is None:
-            return Biased(keys, keys.stop, None, None)
         start = keys.start
         inside = masking.inside(block.batch, block.rows)
         if in_parts and inside[0] <= start and inside[1] - start >= _FEWEST_INSIDE:
             start = min(inside[1], keys.stop)
+        if masking.band is None or start == keys.stop:
+            return _Place(keys, keys.stop, None)
         low, high = masking.band.of(block.batch, block.rows)
-        pattern = (block.num_rows, start - keys.start, keys.stop - keys.start)
-        same = (*pattern, (low - keys.start).tobytes() + (high - keys.start).tobytes())
-        known = self._patterns.get(same)
-        if known is None:
-            known = self._made(block, keys, start)
-            self._patterns[same] = known
-        return Biased(keys, start, known.bias, known.dead)
+        pattern = (
+            self._call.compute_dtype.char,
+            (*low.shape, len(block.heads), self._call.sizes.groups),
+            (start - keys.start, keys.stop - keys.start),
+            (low - keys.start).tobytes() + (high - keys.start).tobytes(),
+        )
+        return _Place(keys, start, pattern)
 
     def _with_mask(self, block: Block, *, every_key: bool) -> Biased:
         # Heads that share their bias follow each other.
@@ -141,7 +161,9 @@ class Feeds:
         keys = self._keys(block, every_key=every_key)
         found = Biased(keys, keys.stop, None, None)
         if keys.start < keys.stop:
-            found = self._made(block, keys, keys.start)
+            pattern = self._pattern(block, keys, keys.start)
+            start = keys.stop if pattern.bias is None else keys.start
+            found = Biased(keys, start, *pattern)
         self._last = (place, found)
         return found
 
@@ -150,20 +172,18 @@ class Feeds:
             return slice(0, self._call.sizes.kv_length)
         return slice(*self._call.masking.keys(block.batch, block.rows))
 
-    def _made(self, block: Block, keys: slice, start: int) -> Biased:
+    def _pattern(self, block: Block, keys: slice, start: int) -> Pattern:
         dtype = self._call.compute_dtype
         heads = slice(block.heads[0], block.heads[-1] + 1)
         edge = slice(start, keys.stop)
-        bias = None
-        if start < keys.stop:
-            bias = self._call.masking.bias(block.batch, heads, block.rows, edge, dtype)
+        bias = self._call.masking.bias(block.batch, heads, block.rows, edge, dtype)
         if bias is None:
-            return Biased(keys, keys.stop, None, None)
+            return Pattern(None, None)
         dead = bias.max(axis=-1, keepdims=True) == -np.inf
         if start > keys.start or not dead.any():
-            return Biased(keys, start, self._as_rows(block, bias), None)
+            return Pattern(self._as_rows(block, bias), None)
         bias = np.where(dead, dtype.type(0), bias)
-        return Biased(keys, start, self._as_rows(block, bias), self._as_rows(block, dead)[..., 0])
+        return Pattern(self._as_rows(block, bias), self._as_rows(block, dead)[..., 0])
 
     def _as_rows(self, block: Block, array: Array, *, whole: bool = False) -> Array:
         """``[b,h,rows,…]``, each but the last whole or 1, as ``[N or 1, M, …]``."""

@@ -19,6 +19,8 @@ from attention_wire.tensors import Array
 
 # Booleans of one block of rows, where all rows have to be looked at.
 _BLOCK_ELEMENTS = 2**22
+# Whole numbers below this are exact in float32.
+_EXACT_IN_FLOAT32 = 2**24
 
 Rows = slice | Array
 
@@ -108,32 +110,63 @@ class Masking:
             allowed = part if allowed is None else np.logical_and(allowed, part)
         return allowed
 
-    def added(self, batch: slice, heads: slice, rows: Rows, keys: slice) -> Array | None:
-        """What is added to the scores, a float array as :meth:`allowed` has it; None for 0."""
-        added: Array | None = None
-        if self.mask is not None and self.mask.dtype.kind != "b":
-            added = self._mask_part(self.mask, batch, heads, rows, keys)
-        if self.slopes is not None:
-            queries = self.query_positions[_of(batch, self.query_positions)][:, rows]
-            distance = np.abs(queries[:, None, :, None] - self.key_positions[keys])
-            alibi = -self.slopes[None, heads, None, None] * distance
-            added = alibi if added is None else added + alibi
-        return added
-
     def bias(
         self, batch: slice, heads: slice, rows: Rows, keys: slice, dtype: np.dtype[Any]
     ) -> Array | None:
-        """What a tile adds to its scores, −∞ where a key is not seen; None for nothing."""
+        """What a tile adds to its scores, −∞ where a key is not seen; None for nothing.
+
+        ``[b,h,rows,keys]``, each of b and h whole or 1.
+        """
         allowed = self.allowed(batch, heads, rows, keys)
-        added = self.added(batch, heads, rows, keys)
-        if added is None:
+        bias = self._added(batch, heads, rows, keys, dtype)
+        if bias is None:
             if allowed is None:
                 return None
             hard: Array = np.where(allowed, dtype.type(0), dtype.type(-np.inf))
             return hard
+        if allowed is None:
+            return bias
+        shape = np.broadcast_shapes(bias.shape, allowed.shape)
+        if shape != bias.shape:
+            bias = np.broadcast_to(bias, shape).copy()
+        np.copyto(bias, dtype.type(-np.inf), where=~allowed)
+        return bias
+
+    def _added(
+        self, batch: slice, heads: slice, rows: Rows, keys: slice, dtype: np.dtype[Any]
+    ) -> Array | None:
+        """A float mask and ALiBi, in an array of their own."""
+        alibi = None if self.slopes is None else self._alibi(batch, heads, rows, keys, dtype)
+        if self.mask is None or self.mask.dtype.kind == "b":
+            return alibi
+        part = self._mask_part(self.mask, batch, heads, rows, keys)
         with np.errstate(over="ignore"):  # past the range a bias masks, as −∞ does
-            added = added.astype(dtype)
-        return added if allowed is None else np.where(allowed, added, dtype.type(-np.inf))
+            if alibi is None:
+                return part.astype(dtype)
+            return np.add(part, alibi, dtype=np.float64).astype(dtype)
+
+    def _alibi(
+        self, batch: slice, heads: slice, rows: Rows, keys: slice, dtype: np.dtype[Any]
+    ) -> Array:
+        """−slope·|distance|, ``[b or 1,h,rows,keys]``."""
+        if self.slopes is None:
+            raise ValueError("the call has no slopes")
+        slopes = -self.slopes[None, heads, None, None]
+        # Counted from the tile's first key, positions stay small.
+        queries = self.query_positions[_of(batch, self.query_positions)][:, rows]
+        queries = queries[:, None, :, None] - self.key_positions[keys.start]
+        index = np.arange(keys.stop - keys.start)
+        farthest = max(int(np.abs(queries).max(initial=0)), len(index))
+        is_exact = farthest < _EXACT_IN_FLOAT32 and np.abs(slopes).max() < np.finfo(np.float32).max
+        wide = dtype if is_exact else np.dtype(np.float64)
+        distance: Array = queries.astype(wide) - index.astype(wide)
+        np.abs(distance, out=distance)
+        if slopes.size == 1:
+            distance *= slopes.item()
+        else:
+            distance = distance * slopes.astype(wide)
+        with np.errstate(over="ignore"):
+            return distance.astype(dtype, copy=False)
 
     def attended(self) -> Array:
         """Which keys any query may attend, bool ``[B, Hq or 1, T]``."""

@@ -186,14 +186,29 @@ def _composed_tile(call: AttentionCall, step: Step, target: Target) -> tuple[int
 
 
 def _composed_scratch(call: AttentionCall, step: Step, scores: int) -> int:
-    """The scores and their softmax; a bias; what is made of them on the way."""
-    masking = call.masking
-    arrays = 2 + (masking.band is not None) + 2 * masking.has_bias
-    arrays += 2 * ("entropy" in step.outputs) + 2 * bool(call.softcap)
+    """What is alive at once in the graph, and a bias with what it is made of.
+
+    The softmax takes the place of the scores, unless something else still reads them. Weights
+    and scores are written where they belong, if they lie there in one piece.
+    """
+    masking, wants = call.masking, call.wants
+    outputs, itemsize = step.outputs, call.compute_dtype.itemsize
+    is_direct = call.dtype == call.compute_dtype and masking.band is None
+    has_more = masking.band is not None or masking.has_bias or call.sinks is not None
+    copies_weights = "weights" in outputs and wants.top_k is None and not is_direct
+    reads_scores = bool({"lse", "entropy"} & outputs)
+    arrays = 2 if has_more or call.softcap or reads_scores or copies_weights else 1
+    arrays += "entropy" in outputs
+    arrays -= "scores" in outputs and is_direct
     if _is_reduced(call, step):
         scores //= len(step.heads)
         arrays += 2
-    return arrays * scores * call.compute_dtype.itemsize + _RUN_BUFFER
+    scratch = arrays * scores * itemsize + _RUN_BUFFER
+    if masking.has_bias:
+        scratch += scores * (2 * itemsize + 2)  # the last one, a new one, and two masks
+    elif masking.band is not None and "scores" in outputs:
+        scratch += scores * itemsize
+    return scratch
 
 
 def _is_every_head(call: AttentionCall, step: Step) -> bool:
@@ -288,9 +303,11 @@ def blocks(call: AttentionCall, step: Step) -> list[Block]:
     """The tiles of a step, in the order in which they are run.
 
     Heads come first, so that a head's keys stay in the cache from one block of rows to the
-    next; but where a bias is made that all heads share, its rows do.
+    next; but where a bias is made that all heads share, its rows do. A head's last rows come
+    first: of a causal call they see most, and lanes end together if their last tiles are small.
     """
     several = _batches_of_tile(call, step)
+    starts = range(0, len(step.rows), step.tile_rows)
     found = [
         Block(
             slice(batch, batch + several),
@@ -301,9 +318,13 @@ def blocks(call: AttentionCall, step: Step) -> list[Block]:
         )
         for batch in range(0, call.sizes.batch, several)
         for head in range(0, len(step.heads), step.tile_heads)
-        for row in range(0, len(step.rows), step.tile_rows)
+        for row in reversed(starts)
     ]
-    if call.masking.has_bias and not call.masking.bias_has_heads:
+    masking = call.masking
+    edge_differs = masking.band is not None and (
+        "scores" in step.outputs or not isinstance(step.rows, range)
+    )
+    if not masking.bias_has_heads and (masking.has_bias or edge_differs):
         found.sort(key=lambda block: (block.batch.start, block.row_place))
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from attention_service.attention.planner import Plan, answer_arrays, plan
 from attention_service.attention.selection import Wants
 from attention_service.attention.speed import describe
 from attention_service.attention.tiles import tiles
+from attention_service.attention.values import Doubtful
 from attention_wire.schemas import AttentionRequest, PlanInfo, Return
 from attention_wire.tensors import Array
 
@@ -75,18 +77,25 @@ class AttentionJob(Job):
 
     @override
     def run(self, cancelled: Callable[[], bool] = never) -> dict[str, Any]:
-        present = {"present_key": self.call.key, "present_value": self.call.value}
-        call = self.call.prepared()
+        trusted = self.call.trusting()
+        if trusted is not None:
+            with suppress(Doubtful):
+                return self._computed(trusted, cancelled)
+        return self._computed(self.call.prepared(), cancelled)
+
+    def _computed(self, call: AttentionCall, cancelled: Callable[[], bool]) -> dict[str, Any]:
+        engine = self._engine
         dtype_changed = call.compute_dtype != self.call.compute_dtype
-        how = plan(call, self._engine.target) if dtype_changed else self.plan
+        how = plan(call, engine.target) if dtype_changed else self.plan
         filled = Answer(call)
-        self._engine.lanes.run(tiles(call, how, filled, self._engine.session), cancelled)
+        engine.lanes.run(tiles(call, how, filled, engine.session, engine.patterns), cancelled)
+        present = {"present_key": self.call.key, "present_value": self.call.value}
         answer: dict[str, Any] = {}
         for name, array in (filled.arrays | (present if call.wants.present else {})).items():
             shaped = array if name in present else _to_rank(array, call.rank, name)
             parent, _, member = name.rpartition(".")
             (answer.setdefault(parent, {}) if parent else answer)[member] = shaped
-        answer["provider"] = self._engine.provider
+        answer["provider"] = engine.provider
         if call.wants.plan:
             answer["plan"] = self._described(how, call).model_dump()
         return answer

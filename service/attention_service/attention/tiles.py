@@ -13,7 +13,9 @@ from attention_service.attention.call import AttentionCall
 from attention_service.attention.feeds import Biased, Feeds
 from attention_service.attention.graphs import BiasKind, FlashSpec, Spec, TileSpec, TopKSpec
 from attention_service.attention.lanes import Tile
+from attention_service.attention.patterns import Patterns
 from attention_service.attention.planner import Block, Plan, Step, blocks
+from attention_service.attention.values import Doubtful, bound
 from attention_wire.tensors import Array
 
 _LARGEST = ["values", "indices"]
@@ -30,21 +32,27 @@ class Session(Protocol):
 
 
 def tiles(
-    call: AttentionCall, plan: Plan, answer: Answer, session: Callable[[Spec], Session]
+    call: AttentionCall,
+    plan: Plan,
+    answer: Answer,
+    session: Callable[[Spec], Session],
+    patterns: Patterns,
 ) -> Iterator[Tile]:
-    """The tiles of a plan.
+    """The tiles of a plan. Those of a call that is trusted may raise ``values.Doubtful``.
 
     Args:
         call: a prepared call.
         plan: its plan.
         answer: what the tiles fill.
         session: gives the session of a spec.
+        patterns: the biases that calls share.
     """
     for step in plan.steps:
+        feeds = Feeds(call, patterns)
         kernel = (
-            _Flash(call, answer, session)
+            _Flash(call, feeds, answer, session)
             if step.kernel == "flash"
-            else _Composed(call, step, answer, session)
+            else _Composed(call, step, feeds, answer, session)
         )
         for block in blocks(call, step):
             yield partial(kernel.run, block)
@@ -54,16 +62,23 @@ class _Flash:
     """Tiles of the fused kernel: the output alone, of calls where nothing is masked."""
 
     def __init__(
-        self, call: AttentionCall, answer: Answer, session: Callable[[Spec], Session]
+        self,
+        call: AttentionCall,
+        feeds: Feeds,
+        answer: Answer,
+        session: Callable[[Spec], Session],
     ) -> None:
+        self._is_trusted = call.is_trusted
         self._keys = slice(0, call.sizes.kv_length)
         self._answer = answer
-        self._feeds = Feeds(call)
+        self._feeds = feeds
         self._session = session(FlashSpec())
 
     def run(self, block: Block) -> None:
         feeds = self._feeds.tensors(block, self._keys)
         output = self._session.run(["output"], feeds, {})["output"]
+        if self._is_trusted:
+            _check(output)
         self._answer.put("output", block, self._keys, output)
 
 
@@ -79,13 +94,18 @@ class _Composed:
     """Tiles of the composed graph, which gives everything that a call can ask for."""
 
     def __init__(
-        self, call: AttentionCall, step: Step, answer: Answer, session: Callable[[Spec], Session]
+        self,
+        call: AttentionCall,
+        step: Step,
+        feeds: Feeds,
+        answer: Answer,
+        session: Callable[[Spec], Session],
     ) -> None:
         wants = call.wants
         self._call = call
         self._answer = answer
         self._session = session
-        self._feeds = Feeds(call)
+        self._feeds = feeds
         self._graphs: dict[BiasKind, _Graph] = {}
         self._mode = wants.scores if "scores" in step.outputs else None
         self._reduces = wants.reduce is not None and "weights" in step.outputs
@@ -101,6 +121,12 @@ class _Composed:
             self._outputs.add("weights")
         elif self._finds_largest:
             self._outputs.add("top_k")
+        # What shows that the tensors are finite. A value that is not makes the output NaN or
+        # infinite, whatever its weight; a key its score.
+        self._shown: list[str] = []
+        if call.is_trusted and "output" in step.outputs:
+            self._shown = ["output", "raw"] if call.shows_keys else ["output"]
+            self._outputs.update(self._shown)
         # Scores have no sinks.
         self._has_sink = call.sinks is not None and self._outputs != {self._mode}
         if self._has_sink and self._outputs & {"top_k", "entropy"}:
@@ -158,7 +184,7 @@ class _Composed:
         biased = self._feeds.biased(
             block,
             every_key=self._mode in ("raw", "softcap"),
-            in_parts=self._mode is None,
+            in_parts="raw" not in self._outputs and self._mode is None,
         )
         if biased.keys.start == biased.keys.stop:
             return biased, {}
@@ -167,6 +193,8 @@ class _Composed:
         inputs = self._inputs(graph.spec, block, biased, sink)
         into = self._into(block, biased.keys, inputs["query"].shape[1])
         found = graph.session.run(graph.names, inputs, into)
+        for name in self._shown:
+            _check(found[name])
         if biased.dead is not None:
             _bury(found, biased.dead)
         if sink is not None and "lse" in found:
@@ -225,6 +253,11 @@ class _Composed:
                 if view is not None:
                     into[name] = view
         return into
+
+
+def _check(result: Array) -> None:
+    if not np.isfinite(bound(result)):
+        raise Doubtful
 
 
 def _bury(found: dict[str, Array], dead: Array) -> None:
