@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from attention_service.attention.engine import Engine
-from attention_service.attention.planner import TILE_BYTES, blocks
+from attention_service.attention.kernels import TILE_BYTES
+from attention_service.attention.planner import blocks
 from attention_service.attention.sdpa import AttentionJob
 from attention_wire.schemas import AttentionRequest
 

@@ -43,7 +43,10 @@ def job(engine: Engine, asked: dict[str, Any]) -> AttentionJob:
 
 
 def is_trusted(call: AttentionCall) -> bool:
-    return call.trusting() is not None
+    trusted = call.trusting()
+    if trusted is not None:
+        trusted.look()
+    return trusted is not None
 
 
 def expected_output(asked: dict[str, Any]) -> Array:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from attention_service.attention import values
-from attention_service.attention.masking import Masking, masking
+from attention_service.attention.mask_fields import masking
+from attention_service.attention.masking import Masking
 from attention_service.attention.selection import Wants
 from attention_service.attention.shapes import Sizes, check_shape, to_rank_4, with_past
 from attention_service.attention.values import finite_magnitude, magnitude
@@ -129,21 +130,30 @@ class AttentionCall:
         return call
 
     def trusting(self) -> AttentionCall | None:
-        """What :meth:`prepared` gives, by a look that costs less; None where that does not do.
+        """What :meth:`prepared` gives for a call whose numbers are all right, at once.
 
-        Values are not looked at, and keys only where many rows share the cost: tiles see by
-        their results whether those are finite, and raise :class:`values.Doubtful` if not.
+        :meth:`look` may run beside the tiles, which see by their results whether values are
+        finite and raise :class:`values.Doubtful` if not.
 
-        Raises:
-            ProblemError: ``non_finite``.
+        Returns:
+            None where the output is not wanted: nothing would show what the values are.
         """
         if not self.wants.output or self.sizes.v_head_size == 0:
-            return None  # nothing would show what the values are
-        call, bias = self._cast(), self._largest_bias()
-        keys = 0.0 if self.shows_keys else values.bound(call.key)
-        largest = self._largest_score(values.bound(call.query), keys, bias)
-        is_safe = isfinite(keys) and self._is_safe(largest)
-        return replace(call, is_trusted=True) if is_safe else None
+            return None
+        return replace(self._cast(), is_trusted=True)
+
+    def look(self) -> None:
+        """Look at what the results of a call that is trusted do not show.
+
+        Raises:
+            Doubtful: more than a look is needed.
+            ProblemError: ``non_finite``.
+        """
+        bias = self._largest_bias()
+        keys = 0.0 if self.shows_keys else values.bound(self.key)
+        largest = self._largest_score(values.bound(self.query), keys, bias)
+        if not (isfinite(keys) and self._is_safe(largest)):
+            raise values.Doubtful
 
     @property
     def shows_keys(self) -> bool:

@@ -14,9 +14,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from attention_service.attention import speed
 from attention_service.attention.graphs import Spec, TileSpec, build
+from attention_service.attention.kernels import TILE_BYTES, Target
 from attention_service.attention.lanes import Lanes
 from attention_service.attention.patterns import Patterns
-from attention_service.attention.planner import TILE_BYTES, Target
 from attention_wire.tensors import Array
 
 # Name in settings → ONNX Runtime's, fastest first: the order in which `auto` looks.

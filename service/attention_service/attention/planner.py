@@ -1,70 +1,21 @@
 """Call → plan: which kernels run it, cut into which tiles, and what that costs.
 
-A kernel is one entry in ``KERNELS``: a condition and its costs. The first whose condition
-holds is taken, step by step: a call that wants the output of all rows and the weights of a
-few takes two steps, so that what is not wanted is not computed.
+The first kernel whose condition holds is taken, step by step: a call that wants the output of
+all rows and the weights of a few takes two steps, so that what is not wanted is not computed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from attention_service.attention.call import AttentionCall
+from attention_service.attention.kernels import KERNELS, SMALL_FLOPS, Step, Target, is_reduced
 from attention_service.attention.masking import Rows
-
-# Scores of one tile: large enough for fast products, small enough for the caches and for
-# a tile to end within milliseconds.
-TILE_BYTES = 4 * 2**20
-# Heads share a tile while their scores stay in a core's own cache.
-_SHARED_BYTES = 2**20
-# A step of fewer operations runs as one tile, in the thread that asks.
-_SMALL_FLOPS = 2**23
-_MOST_ROWS, _FEWEST_ROWS = 256, 64
-_FLASH_ROWS = 1024
-# What ONNX Runtime takes for a run of the fused kernel, and of any graph.
-_FLASH_BUFFER = 2**20
-_RUN_BUFFER = 2**19
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a call is planned for.
-
-    Attributes:
-        provider: ONNX Runtime's name of the execution provider.
-        lanes: tiles that run at once.
-        tile_bytes: bound of the scores of one tile.
-    """
-
-    provider: str
-    lanes: int
-    tile_bytes: int = TILE_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One kernel over some heads and rows.
-
-    Attributes:
-        kernel: its name.
-        outputs: of ``output``, ``lse``, ``entropy``, ``weights`` and ``scores``.
-        heads: query heads.
-        rows: query rows.
-        tile_heads: query heads of one tile: consecutive ones.
-        tile_rows: query rows of one tile, at most.
-    """
-
-    kernel: str
-    outputs: frozenset[str]
-    heads: tuple[int, ...]
-    rows: range | tuple[int, ...]
-    tile_heads: int
-    tile_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,142 +67,6 @@ class Plan:
     steps: tuple[Step, ...]
     costs: tuple[Cost, ...]
     peak_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """One way to compute attention.
-
-    Attributes:
-        name: as plans call it.
-        takes: whether it can compute these outputs of a call exactly, on this target.
-        tile: heads and rows of a tile.
-        scratch: bytes that one running tile takes, given the elements of its scores.
-    """
-
-    name: str
-    takes: Callable[[AttentionCall, frozenset[str], Target], bool]
-    tile: Callable[[AttentionCall, Step, Target], tuple[int, int]]
-    scratch: Callable[[AttentionCall, Step, int], int]
-
-
-# --- Kernels -------------------------------------------------------------------------------
-
-
-def _flash_takes(call: AttentionCall, outputs: frozenset[str], target: Target) -> bool:
-    masking = call.masking
-    plain = masking.band is None and not masking.has_bias and not call.softcap
-    return (
-        target.provider == "CPUExecutionProvider"
-        and outputs == {"output"}
-        and plain
-        and call.sinks is None
-        and call.compute_dtype == np.float32
-        and call.sizes.q_length >= _FEWEST_ROWS
-    )
-
-
-def _flash_tile(call: AttentionCall, step: Step, target: Target) -> tuple[int, int]:
-    rows = min(_FLASH_ROWS, call.sizes.q_length)
-    return _heads_of_tile(call, step, rows, target), rows
-
-
-def _flash_scratch(call: AttentionCall, step: Step, _: int) -> int:
-    """The kernel's own copies of a tile's tensors, and its output twice."""
-    sizes = call.sizes
-    kv_heads = math.ceil(step.tile_heads / sizes.groups)
-    elements = 2 * step.tile_heads * step.tile_rows + kv_heads * sizes.kv_length
-    return 4 * elements * (sizes.head_size + sizes.v_head_size) + _FLASH_BUFFER
-
-
-def _composed_tile(call: AttentionCall, step: Step, target: Target) -> tuple[int, int]:
-    sizes = call.sizes
-    row_bytes = sizes.kv_length * call.compute_dtype.itemsize
-    fits = max(1, target.tile_bytes // row_bytes)
-    if _is_reduced(call, step):
-        # The rows of all heads meet in one tile; they come one head after the other.
-        return len(step.heads), min(_FEWEST_ROWS, fits, len(step.rows))
-    scores = sizes.batch * len(step.heads) * len(step.rows) * sizes.kv_length
-    flops = 2 * scores * (sizes.head_size + sizes.v_head_size)
-    fits_one = scores * call.compute_dtype.itemsize <= target.tile_bytes
-    if flops <= _SMALL_FLOPS and fits_one and _is_every_head(call, step):
-        return len(step.heads), len(step.rows)
-    rows = min(_MOST_ROWS, fits)
-    if target.tile_bytes >= TILE_BYTES:
-        rows = max(rows, _FEWEST_ROWS)
-    if call.masking.band is not None and len(step.rows) > _MOST_ROWS:
-        rows = min(rows, _MOST_ROWS // 2)  # a tile computes the whole edge of its band
-    rows = min(rows, len(step.rows))
-    return _heads_of_tile(call, step, rows, target), rows
-
-
-def _composed_scratch(call: AttentionCall, step: Step, scores: int) -> int:
-    """What is alive at once in the graph, and a bias with what it is made of.
-
-    The softmax takes the place of the scores, unless something else still reads them. Weights
-    and scores are written where they belong, if they lie there in one piece.
-    """
-    masking, wants = call.masking, call.wants
-    outputs, itemsize = step.outputs, call.compute_dtype.itemsize
-    is_direct = call.dtype == call.compute_dtype and masking.band is None
-    has_more = masking.band is not None or masking.has_bias or call.sinks is not None
-    copies_weights = "weights" in outputs and wants.top_k is None and not is_direct
-    reads_scores = bool({"lse", "entropy"} & outputs)
-    arrays = 2 if has_more or call.softcap or reads_scores or copies_weights else 1
-    arrays += "entropy" in outputs
-    arrays -= "scores" in outputs and is_direct
-    if _is_reduced(call, step):
-        scores //= len(step.heads)
-        arrays += 2
-    scratch = arrays * scores * itemsize + _RUN_BUFFER
-    if masking.has_bias:
-        scratch += scores * (2 * itemsize + 2)  # the last one, a new one, and two masks
-    elif masking.band is not None and "scores" in outputs:
-        scratch += scores * itemsize
-    return scratch
-
-
-def _is_every_head(call: AttentionCall, step: Step) -> bool:
-    return step.heads == tuple(range(call.sizes.q_num_heads))
-
-
-def _is_reduced(call: AttentionCall, step: Step) -> bool:
-    return call.wants.reduce is not None and "weights" in step.outputs
-
-
-def _heads_of_tile(call: AttentionCall, step: Step, rows: int, target: Target) -> int:
-    """How many consecutive heads a tile takes: whole groups of one key head, or one head."""
-    count, groups = len(step.heads), call.sizes.groups
-    if not _is_every_head(call, step):
-        return 1  # heads in the order asked need not follow each other
-    head_bytes = rows * call.sizes.kv_length * call.compute_dtype.itemsize
-    most = max(1, min(target.tile_bytes, _SHARED_BYTES) // head_bytes)
-    # Each lane gets a tile, if there are heads enough.
-    most = min(most, math.ceil(count * call.sizes.batch / target.lanes))
-    if most < groups:
-        return 1
-    return next(heads for heads in range(most - most % groups, 0, -groups) if count % heads == 0)
-
-
-def _batches_of_tile(call: AttentionCall, step: Step) -> int:
-    """A tile of all heads and rows takes the whole batch; any other a single element."""
-    whole = step.tile_heads == call.sizes.q_num_heads and step.tile_rows == len(step.rows)
-    if not whole or _is_reduced(call, step):
-        return 1
-    sizes = call.sizes
-    flops = 2 * math.prod(sizes.scores) * (sizes.head_size + sizes.v_head_size)
-    return sizes.batch if flops <= _SMALL_FLOPS else 1
-
-
-KERNELS = (
-    # Forms no scores: nothing to give but the output, and nothing to mask.
-    Kernel("flash", _flash_takes, _flash_tile, _flash_scratch),
-    # Takes every call.
-    Kernel("composed", lambda *_: True, _composed_tile, _composed_scratch),
-)
-
-
-# --- Plans ---------------------------------------------------------------------------------
 
 
 def plan(call: AttentionCall, target: Target) -> Plan:
@@ -327,6 +142,16 @@ def blocks(call: AttentionCall, step: Step) -> list[Block]:
     if not masking.bias_has_heads and (masking.has_bias or edge_differs):
         found.sort(key=lambda block: (block.batch.start, block.row_place))
     return found
+
+
+def _batches_of_tile(call: AttentionCall, step: Step) -> int:
+    """A tile of all heads and rows takes the whole batch; any other a single element."""
+    whole = step.tile_heads == call.sizes.q_num_heads and step.tile_rows == len(step.rows)
+    if not whole or is_reduced(call, step):
+        return 1
+    sizes = call.sizes
+    flops = 2 * math.prod(sizes.scores) * (sizes.head_size + sizes.v_head_size)
+    return sizes.batch if flops <= SMALL_FLOPS else 1
 
 
 def _rows(rows: range | tuple[int, ...]) -> Rows:

@@ -88,7 +88,13 @@ class AttentionJob(Job):
         dtype_changed = call.compute_dtype != self.call.compute_dtype
         how = plan(call, engine.target) if dtype_changed else self.plan
         filled = Answer(call)
-        engine.lanes.run(tiles(call, how, filled, engine.session, engine.patterns), cancelled)
+        work = list(tiles(call, how, filled, engine.session, engine.patterns))
+        if call.is_trusted:
+            if len(work) > 1:
+                work.insert(0, call.look)  # beside the others
+            else:
+                call.look()
+        engine.lanes.run(work, cancelled)
         present = {"present_key": self.call.key, "present_value": self.call.value}
         answer: dict[str, Any] = {}
         for name, array in (filled.arrays | (present if call.wants.present else {})).items():

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from attention_service.attention.planner import Plan, Target
+from attention_service.attention.kernels import Target
+from attention_service.attention.planner import Plan
 from attention_wire.schemas import PlanInfo, PlanStep
 
 Gave = TypeVar("Gave")

@@ -12,9 +12,10 @@ from attention_service.attention.answer import OF_ALL_ROWS, Answer
 from attention_service.attention.call import AttentionCall
 from attention_service.attention.feeds import Biased, Feeds
 from attention_service.attention.graphs import BiasKind, FlashSpec, Spec, TileSpec, TopKSpec
+from attention_service.attention.kernels import Step
 from attention_service.attention.lanes import Tile
 from attention_service.attention.patterns import Patterns
-from attention_service.attention.planner import Block, Plan, Step, blocks
+from attention_service.attention.planner import Block, Plan, blocks
 from attention_service.attention.values import Doubtful, bound
 from attention_wire.tensors import Array
 

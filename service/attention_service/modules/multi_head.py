@@ -18,7 +18,8 @@ from attention_service.attention import values
 from attention_service.attention.engine import Session
 from attention_service.attention.job import Fits, Job, Shapes
 from attention_service.attention.lanes import Cancelled, never
-from attention_service.attention.masking import Masking, plain_masking
+from attention_service.attention.mask_fields import plain_masking
+from attention_service.attention.masking import Masking
 from attention_service.attention.shapes import Sizes, check_empty
 from attention_service.modules.manifest import Outputs, Probe
 from attention_wire.problems import Code, ProblemError
