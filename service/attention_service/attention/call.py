@@ -136,9 +136,11 @@ class AttentionCall:
         finite and raise :class:`values.Doubtful` if not.
 
         Returns:
-            None where the output is not wanted: nothing would show what the values are.
+            None where the compute dtype does not hold the scale or the softcap, or where the
+            output is not wanted: nothing would show what the values are.
         """
-        if not self.wants.output or self.sizes.v_head_size == 0:
+        shows_values = self.wants.output and self.sizes.v_head_size > 0
+        if not (shows_values and self._holds_factors):
             return None
         return replace(self._cast(), is_trusted=True)
 
@@ -182,11 +184,14 @@ class AttentionCall:
         # The query is scaled before the product, so it alone may not overflow either.
         return query * abs(self.scale) * max(1.0, self.sizes.head_size * key) + bias
 
-    def _is_safe(self, largest: float) -> bool:
-        in_range = self.compute_dtype == np.float64 or (
+    @property
+    def _holds_factors(self) -> bool:
+        return self.compute_dtype == np.float64 or (
             values.in_float32(self.scale) and values.in_float32(self.softcap)
         )
-        return in_range and largest < values.safe_score(self.compute_dtype.type)
+
+    def _is_safe(self, largest: float) -> bool:
+        return self._holds_factors and largest < values.safe_score(self.compute_dtype.type)
 
     def _cast(self) -> AttentionCall:
         return replace(

@@ -16,8 +16,8 @@ from attention_service.attention.call import AttentionCall
 # Scores of one tile: large enough for fast products, small enough for the caches and for
 # a tile to end within milliseconds.
 TILE_BYTES = 4 * 2**20
-# Heads share a tile while their scores stay in a core's own cache.
-_SHARED_BYTES = 2**20
+# Heads share a tile up to these scores: what a run costs beside its work is then a few percent.
+_SHARED_BYTES = 2**21
 # A step of fewer operations runs as one tile, in the thread that asks.
 SMALL_FLOPS = 2**23
 _MOST_ROWS, _FEWEST_ROWS = 256, 64
@@ -108,7 +108,7 @@ def _flash_scratch(call: AttentionCall, step: Step, _: int) -> int:
 
 def _composed_tile(call: AttentionCall, step: Step, target: Target) -> tuple[int, int]:
     sizes = call.sizes
-    row_bytes = sizes.kv_length * call.compute_dtype.itemsize
+    row_bytes = _most_keys(call, step, _MOST_ROWS) * call.compute_dtype.itemsize
     fits = max(1, target.tile_bytes // row_bytes)
     if is_reduced(call, step):
         # The rows of all heads meet in one tile; they come one head after the other.
@@ -162,12 +162,21 @@ def is_reduced(call: AttentionCall, step: Step) -> bool:
     return call.wants.reduce is not None and "weights" in step.outputs
 
 
+def _most_keys(call: AttentionCall, step: Step, rows: int) -> int:
+    """At least the keys that some rows in a row see together."""
+    band, total = call.masking.band, call.sizes.kv_length
+    if band is None or "scores" in step.outputs or not isinstance(step.rows, range):
+        return total
+    # From one row to the next, a band moves on by one key.
+    return min(total, max(1, int((band.high - band.low).max(initial=0)) + rows))
+
+
 def _heads_of_tile(call: AttentionCall, step: Step, rows: int, target: Target) -> int:
     """How many consecutive heads a tile takes: whole groups of one key head, or one head."""
     count, groups = len(step.heads), call.sizes.groups
     if not _is_every_head(call, step):
         return 1  # heads in the order asked need not follow each other
-    head_bytes = rows * call.sizes.kv_length * call.compute_dtype.itemsize
+    head_bytes = rows * _most_keys(call, step, rows) * call.compute_dtype.itemsize
     most = max(1, min(target.tile_bytes, _SHARED_BYTES) // head_bytes)
     # Each lane gets a tile, if there are heads enough.
     most = min(most, math.ceil(count * call.sizes.batch / target.lanes))

@@ -91,7 +91,7 @@ class AttentionJob(Job):
         work = list(tiles(call, how, filled, engine.session, engine.patterns))
         if call.is_trusted:
             if len(work) > 1:
-                work.insert(0, call.look)  # beside the others
+                work.append(call.look)  # beside the last tiles
             else:
                 call.look()
         engine.lanes.run(work, cancelled)
