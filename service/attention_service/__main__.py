@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 
 def main() -> None:
     """Run the command line."""
-    # Before numpy is loaded: the lanes are all the threads that compute.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         from attention_service.cli import app  # noqa: PLC0415
     except ModuleNotFoundError as error:

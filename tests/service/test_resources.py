@@ -178,3 +178,16 @@ def machine_memory() -> int:
     kibibytes = re.search(r"^MemTotal: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
     assert kibibytes is not None
     return int(kibibytes[1]) * 1024
+
+
+def test_numpy_computes_in_the_thread_that_calls_it() -> None:
+    script = (
+        "import attention_service, numpy as np, os\n"
+        "array = np.ones(2**20, np.float32)\n"
+        "np.dot(array, array)\n"
+        "print(len(os.listdir('/proc/self/task')))\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert int(process.stdout) == 1
