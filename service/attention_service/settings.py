@@ -72,10 +72,16 @@ class Settings(BaseSettings):
     """Memory that calls may take together; by default half of what the cgroup allows."""
 
     max_running: int = Field(default=2, ge=1)
-    """Calls that compute at once; two let a small one pass beside a large one."""
+    """Large calls that compute at once; small ones have places of their own."""
 
     max_waiting: int = Field(default=256, ge=0)
     """Calls that may wait for their turn; one more is answered 429."""
+
+    max_timeout: float = Field(default=240.0, gt=0, allow_inf_nan=False)
+    """Seconds that a call may take at most, whatever its caller allows it."""
+
+    body_timeout: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Seconds that a body may take to come, and one more for every 64 KiB of it."""
 
     drain_delay: float = Field(default=5.0, ge=0, allow_inf_nan=False)
     """Seconds between SIGTERM, when readiness ends, and the end of listening."""

@@ -48,13 +48,16 @@ class Calls:
         self._doors: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def start(self, name: str, peak_bytes: int = 1) -> asyncio.Task[None]:
+    def start(
+        self, name: str, peak_bytes: int = 1, caller: str = "", *, is_small: bool = False
+    ) -> asyncio.Task[None]:
         self._doors[name] = asyncio.Event()
-        self._tasks[name] = asyncio.create_task(self._call(name, peak_bytes))
+        call = self._call(name, peak_bytes, caller, is_small)
+        self._tasks[name] = asyncio.create_task(call)
         return self._tasks[name]
 
-    async def _call(self, name: str, peak_bytes: int) -> None:
-        async with self.admission.place(peak_bytes):
+    async def _call(self, name: str, peak_bytes: int, caller: str, is_small: bool) -> None:
+        async with self.admission.place(peak_bytes, caller, is_small=is_small):
             self.entered.append(name)
             self.inside[name] = peak_bytes
             try:
@@ -493,3 +496,97 @@ async def every_place_is_free(admission: Admission, max_running: int) -> None:
     async with asyncio.timeout(1), asyncio.TaskGroup() as group:
         for _ in range(max_running):
             group.create_task(call())
+
+
+# --- Callers, small calls, and what is held after computing ----------------------------------
+
+
+@on_a_loop
+async def test_callers_take_turns() -> None:
+    calls = Calls(max_running=1, max_waiting=20)
+    for name in ("a1", "a2", "a3", "a4", "b1", "b2", "c1"):
+        calls.start(name, caller=name[0])
+        await settle()
+    for name in ("a1", "a2", "b1", "c1", "a3", "b2", "a4"):
+        assert set(calls.inside) == {name}
+        await calls.end(name)
+    calls.check_empty()
+
+
+@on_a_loop
+async def test_one_caller_cannot_fill_the_queue() -> None:
+    calls = Calls(max_running=1, max_waiting=4)
+    for number in range(3):  # one runs, and half of the queue
+        calls.start(f"greedy {number}", caller="greedy")
+    await settle()
+    with pytest.raises(ProblemError, match="2 of your calls") as refused:
+        await calls.start("too many", caller="greedy")
+    assert refused.value.code is Code.QUEUE_FULL
+    with pytest.raises(ProblemError, match="2 of your calls"):
+        calls.admission.check_room("greedy")
+    calls.admission.check_room("other")
+    calls.start("other", caller="other")
+    await settle()
+    assert calls.admission.waiting == 3
+    await calls.end("greedy 0", "greedy 1")
+    assert set(calls.inside) == {"other"}  # whose turn came before greedy's third
+    await calls.end("other", "greedy 2")
+    calls.check_empty()
+
+
+@on_a_loop
+async def test_small_calls_never_wait_for_large_ones() -> None:
+    calls = Calls(max_running=1)
+    calls.start("large", BUDGET)
+    calls.start("another", BUDGET)
+    await settle()
+    for number in range(5):
+        calls.start(f"small {number}", 10, is_small=True)
+        await settle()
+        assert f"small {number}" in calls.inside
+        await calls.end(f"small {number}")
+    assert set(calls.inside) == {"large"}
+    await calls.end("large", "another")
+    calls.check_empty()
+
+
+@on_a_loop
+async def test_small_calls_wait_for_each_other() -> None:
+    calls = Calls(max_running=1)
+    for name in "abc":
+        calls.start(name, is_small=True)
+    await settle()
+    assert (set(calls.inside), calls.admission.waiting) == ({"a", "b"}, 1)
+    await calls.end("b")
+    assert set(calls.inside) == {"a", "c"}
+    await calls.end("a", "c")
+    calls.check_empty()
+
+
+@on_a_loop
+async def test_an_answer_on_its_way_holds_memory_but_no_place() -> None:
+    admission = Admission(1, 10, BUDGET)
+    async with admission.place(80) as sending:
+        sending.computed(30)
+        assert (admission.running, admission.used_bytes) == (0, 30)
+        async with asyncio.timeout(1), admission.place(70):
+            assert (admission.running, admission.used_bytes) == (1, 100)
+            late = asyncio.create_task(whole_budget_is_free(admission))
+            await settle()
+            assert admission.waiting == 1
+        assert not late.done()  # 30 bytes are still on their way
+    await late
+    assert (admission.running, admission.used_bytes) == (0, 0)
+
+
+@on_a_loop
+async def test_an_answer_never_holds_more_than_was_taken() -> None:
+    admission = Admission(1, 10, BUDGET)
+    async with admission.place(10) as sending:
+        sending.computed(10**9)
+        assert admission.used_bytes == 10
+        sending.computed(5)
+        sending.leave()
+        sending.leave()
+        assert (admission.running, admission.used_bytes) == (0, 0)
+    assert (admission.running, admission.used_bytes) == (0, 0)

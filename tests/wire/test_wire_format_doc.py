@@ -21,9 +21,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
+from attention_service.api.answers import SLOW_BYTES, SLOW_SECONDS
 from attention_service.api.problems import STATUS
 from attention_service.api.server import KEEP_ALIVE_SECONDS
 from attention_service.attention.shapes import MOST_BESIDE_ZERO
+from attention_service.settings import Settings
 from attention_wire import bodies, safetensors, tensors
 from attention_wire.documents import MAX_DEPTH
 from attention_wire.problems import Code
@@ -290,6 +292,8 @@ def test_the_codes() -> None:
 def test_the_limits(service_url: str) -> None:
     defaults = [row[1] for row in _table("limit", "default", "past it")]
     told = httpx.get(f"{service_url}/v1/info").json()["limits"]
+    settings = Settings()
+    assert SLOW_BYTES == 64 * 1024
     assert defaults == [
         str(told["body_bytes"]),
         str(told["answer_bytes"]),
@@ -299,6 +303,9 @@ def test_the_limits(service_url: str) -> None:
         str(tensors.MAX_RANK),
         str(tensors.MAX_BYTES),
         str(MOST_BESIDE_ZERO),
+        f"{settings.max_timeout:g}",
+        f"{settings.body_timeout:g}",
+        f"{SLOW_SECONDS:g}",
         str(KEEP_ALIVE_SECONDS),
     ]
     assert told["json_depth"] == MAX_DEPTH

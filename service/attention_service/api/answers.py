@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
-from typing_extensions import override
+from starlette.types import Send
 
 from attention_service.attention.job import Job, Shapes
 from attention_wire.bodies import JSON, SAFETENSORS, Body
@@ -21,6 +21,12 @@ _FRAME_BYTES = 1024
 _MOST_ELEMENTS = 2**58
 
 
+# A body that moves more slowly than this, after so many seconds, is given up.
+SLOW_SECONDS = 10.0
+SLOW_BYTES = 64 * 1024
+_PART_BYTES = 2**20
+
+
 class BuffersResponse(Response):
     """A response sent as the buffers it stands in: joining them would copy every tensor."""
 
@@ -29,14 +35,33 @@ class BuffersResponse(Response):
         self._buffers: Sequence[Buffer] = body.buffers
         self.headers["Content-Length"] = str(sum(map(len, body.buffers)))
 
-    @override
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _parts(self) -> Iterator[Buffer]:
+        """The buffers in pieces: the server waits between two until the first is on its way."""
+        for buffer in self._buffers:
+            if len(buffer) <= _PART_BYTES:
+                yield buffer
+                continue
+            view = memoryview(buffer)
+            for begin in range(0, len(view), _PART_BYTES):
+                yield view[begin : begin + _PART_BYTES]
+
+    async def send_all(self, send: Send) -> None:
+        """Send it.
+
+        Raises:
+            ConnectionAbortedError: the caller takes it too slowly; what it holds is wanted back.
+        """
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(start)
-        last = len(self._buffers) - 1
-        for index, buffer in enumerate(self._buffers):
-            part = {"type": "http.response.body", "body": buffer, "more_body": index < last}
-            await send(part)
+        parts = list(self._parts())
+        limit = SLOW_SECONDS + sum(map(len, self._buffers)) / SLOW_BYTES
+        try:
+            async with asyncio.timeout(limit):
+                await send(start)
+                for index, part in enumerate(parts):
+                    more = index + 1 < len(parts)
+                    await send({"type": "http.response.body", "body": part, "more_body": more})
+        except TimeoutError:
+            raise ConnectionAbortedError from None
 
 
 def answer_type(request: Request, request_type: str) -> str:

@@ -42,7 +42,12 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
     """
     engine = Engine(settings.provider, settings.threads)
     lifecycle = lifecycle or Lifecycle()
-    admission = Admission(settings.max_running, settings.max_waiting, settings.memory_budget_bytes)
+    admission = Admission(
+        settings.max_running,
+        settings.max_waiting,
+        settings.memory_budget_bytes,
+        max_small=max(2, settings.threads),
+    )
     metrics = Metrics(admission)
     loaded = Repository({}, {}, settings.text_module, settings.modules)
 
@@ -92,7 +97,7 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
     ]
     for operation in operations:
         endpoint = ComputeEndpoint(operation, settings, admission, lifecycle, metrics)
-        app.router.routes.append(Route(operation.route, endpoint.__call__, methods=["POST"]))
+        app.router.routes.append(Route(operation.route, endpoint, methods=["POST"]))
     problems.install(app)
     openapi.install(app)
     app.add_middleware(RootPath, settings.root_path)

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
 from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from attention_service.api.answers import BuffersResponse, answer_type, check_limits
+from attention_service.api.hang_up import HangUp
 from attention_service.api.metrics import Metrics
 from attention_service.api.problems import STATUS
 from attention_service.api.request_body import RequestBody, read_body
 from attention_service.attention.job import Job
+from attention_service.attention.lanes import Cancelled
 from attention_service.serving.admission import Admission
 from attention_service.serving.lifecycle import Lifecycle
+from attention_service.serving.lifetime import Lifetime
 from attention_service.settings import Settings
 from attention_wire import bodies
 from attention_wire.problems import Code, ProblemError
@@ -28,6 +35,8 @@ from attention_wire.validation import validate
 Body = TypeVar("Body", AttentionRequest, ModuleRequest, TextRequest)
 # Parsing and writing less than this takes less time than handing it to a thread.
 _THREAD_BYTES = 128 * 1024
+# What proxies log for it too; no answer has this status, since nobody is there to read it.
+CALLER_GONE = 499
 
 
 class Stopwatch:
@@ -70,7 +79,7 @@ class Operation(Generic[Body]):
 
 
 class ComputeEndpoint:
-    """Answers the calls of one operation."""
+    """Answers the calls of one operation, as an ASGI app."""
 
     def __init__(
         self,
@@ -86,45 +95,84 @@ class ComputeEndpoint:
         self._lifecycle = lifecycle
         self._metrics = metrics
 
-    async def __call__(self, request: Request) -> Response:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One call. Its problems are counted here and answered by the app's handlers."""
         route = self._operation.route
+        request = Request(scope, receive, send)
         try:
             if self._lifecycle.status == "starting":
                 raise ProblemError(Code.NOT_READY, "The modules are being loaded.", retry_after=1)
-            response = await self._answer(request)
+            lifetime = Lifetime(_timeout(request, self._settings.max_timeout))
+            is_sent = await self._answer(request, lifetime, send)
         except ProblemError as problem:
             self._metrics.count(route, STATUS[problem.code], problem.code)
             raise
         except Exception:
             self._metrics.count(route, STATUS[Code.INTERNAL], Code.INTERNAL)
             raise
-        self._metrics.count(route, response.status_code)
-        return response
+        if is_sent:
+            self._metrics.count(route, HTTPStatus.OK)
+        else:
+            self._metrics.count(route, CALLER_GONE, "caller_gone")
 
-    async def _answer(self, request: Request) -> Response:
-        body = await read_body(request, self._settings.max_body_bytes)
+    async def _answer(self, request: Request, lifetime: Lifetime, send: Send) -> bool:
+        """Answer, and say whether somebody took it."""
+        task = asyncio.current_task()
+        async with AsyncExitStack() as held:
+            try:
+                response = await self._in_time(request, lifetime, held)
+                await response.send_all(send)
+            except ConnectionAbortedError:
+                return False
+            except asyncio.CancelledError:
+                if not lifetime.caller_is_gone or task is None or task.uncancel() > 0:
+                    raise
+                return False
+        return True
+
+    async def _in_time(
+        self, request: Request, lifetime: Lifetime, held: AsyncExitStack
+    ) -> BuffersResponse:
+        try:
+            async with asyncio.timeout(lifetime.seconds):
+                return await self._response(request, lifetime, held)
+        except (TimeoutError, Cancelled):
+            raise ProblemError(
+                Code.DEADLINE,
+                f"The call was ended after {lifetime.seconds:g} s. Ask for less, or allow more "
+                f"seconds in X-Request-Timeout, up to {self._settings.max_timeout:g}.",
+            ) from None
+
+    async def _response(
+        self, request: Request, lifetime: Lifetime, held: AsyncExitStack
+    ) -> BuffersResponse:
+        settings, admission, caller = self._settings, self._admission, _caller(request)
+        body = await read_body(
+            request,
+            settings.max_body_bytes,
+            settings.body_timeout,
+            partial(admission.check_room, caller),
+        )
         media_type = answer_type(request, body.media_type)
         watch = Stopwatch()
         job, tensor_format = await _aside(
             len(body.content), lambda: self._operation.prepare(body, request.path_params)
         )
-        check_limits(
-            job,
-            media_type,
-            tensor_format,
-            self._settings.max_answer_bytes,
-            self._admission.budget_bytes,
-        )
+        limits = settings.max_answer_bytes, admission.budget_bytes
+        check_limits(job, media_type, tensor_format, *limits)
         watch.lap("parse")
-        async with self._admission.place(job.peak_bytes):
+        with HangUp(request.receive, lifetime):
+            place = await held.enter_async_context(
+                admission.place(job.peak_bytes, caller, is_small=job.is_small)
+            )
             watch.lap("queue")
-            answer = await self._admission.run(job.run)
+            answer = await admission.run(partial(job.run, lifetime.is_over))
             watch.lap("compute")
-        size = _tensor_bytes(answer)
-        written = await _aside(
-            size, lambda: bodies.write(media_type, answer, "response", tensor_format)
-        )
+            size = _tensor_bytes(answer)
+            place.computed(size)
+            written = await _aside(
+                size, lambda: bodies.write(media_type, answer, "response", tensor_format)
+            )
         watch.lap("serialize")
         self._metrics.time(self._operation.route, watch.phases)
         headers = {
@@ -132,6 +180,28 @@ class ComputeEndpoint:
             "X-Attention-Provider": str(answer["provider"]),
         }
         return BuffersResponse(written, headers)
+
+
+def _timeout(request: Request, most: float) -> float:
+    """The seconds that a call may take: as the caller says, and no longer than the service."""
+    given = request.headers.get("x-request-timeout")
+    if given is None:
+        return most
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise ProblemError.of_field(
+            "X-Request-Timeout", f"is {given!r:.40}; send a number of seconds above 0"
+        )
+    return min(seconds, most)
+
+
+def _caller(request: Request) -> str:
+    """Whose call it is: the name of its key, or the address that it comes from."""
+    known: str | None = request.scope.get("state", {}).get("caller")
+    return known or (request.client.host if request.client else "")
 
 
 Result = TypeVar("Result")

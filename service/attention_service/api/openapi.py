@@ -46,26 +46,36 @@ _MODELS: tuple[type[BaseModel], ...] = (
 )
 _COMPUTE_PROBLEMS = (
     Code.MALFORMED_JSON,
+    Code.BODY_TIMEOUT,
     Code.BODY_TOO_LARGE,
     Code.UNSUPPORTED_MEDIA_TYPE,
     Code.INVALID_FIELD,
     Code.QUEUE_FULL,
     Code.NOT_READY,
+    Code.DEADLINE,
 )
 _TITLES = {
     Code.MALFORMED_JSON: "The body cannot be parsed",
     Code.UNKNOWN_MODULE: "There is no such module",
+    Code.BODY_TIMEOUT: "The body comes too slowly",
     Code.BODY_TOO_LARGE: "Body, answer or memory would be over its limit",
     Code.UNSUPPORTED_MEDIA_TYPE: "A Content-Type or Content-Encoding that is not taken",
     Code.INVALID_FIELD: "A field is unknown, missing, or of the wrong type, range, dtype or shape",
     Code.QUEUE_FULL: "The queue is full",
     Code.NOT_READY: "The service is starting or draining",
+    Code.DEADLINE: "The seconds that the call may take are over",
 }
 _ID_HEADER = {
     "X-Request-ID": {
         "description": "The request's own id, or one that was made",
         "schema": {"type": "string"},
     }
+}
+_TIMEOUT = {
+    "name": "X-Request-Timeout",
+    "in": "header",
+    "description": "Seconds that the call may take; the service has a limit of its own",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 _COMPUTE_HEADERS = {
     **_ID_HEADER,
@@ -128,9 +138,9 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
             module=True,
         ),
     }
-    document["paths"][MODULE_ATTENTION]["post"]["parameters"] = [
+    document["paths"][MODULE_ATTENTION]["post"]["parameters"].append(
         {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-    ]
+    )
     return document
 
 
@@ -172,6 +182,7 @@ def _compute(
             "operationId": operation_id,
             "summary": summary,
             "description": request.__doc__,
+            "parameters": [_TIMEOUT],
             "requestBody": {"required": True, "content": content},
             "responses": responses,
         }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 
+from attention_service.api.answers import SLOW_BYTES
 from attention_wire.bodies import JSON, SAFETENSORS
 from attention_wire.problems import Code, ProblemError
 from attention_wire.tensors import Buffer
@@ -16,6 +18,8 @@ from attention_wire.tensors import Buffer
 _CURL_DEFAULT = "application/x-www-form-urlencoded"
 _ENCODINGS = ("gzip", "deflate")
 _THREAD_BYTES = 64 * 1024
+# What may turn out to be a small call is read in any case.
+_SMALL_BYTES = 256 * 1024
 _SLICE_BYTES = 4096
 
 
@@ -26,20 +30,31 @@ class RequestBody(NamedTuple):
     content: Buffer
 
 
-async def read_body(request: Request, max_bytes: int) -> RequestBody:
+async def read_body(
+    request: Request, max_bytes: int, seconds: float, check_room: Callable[[], None]
+) -> RequestBody:
     """Read a request's whole body.
+
+    Args:
+        request: the request.
+        max_bytes: of the body, unpacked too.
+        seconds: that it may take, and one more for every 64 KiB.
+        check_room: refuses a large call before its body is read.
 
     Raises:
         ProblemError: ``unsupported_media_type``, ``unsupported_encoding``, ``body_too_large``
-            (before a byte is read, where the length is known) or ``malformed_body``.
+            (before a byte is read, where the length is known), ``body_timeout`` or
+            ``malformed_body``; and what ``check_room`` raises.
     """
     media_type = _media_type(request)
     encoding = _encoding(request)
     length = _content_length(request)
     if length is not None and length > max_bytes:
         raise _too_large(f"{length} bytes", max_bytes)
+    if length is None or length > _SMALL_BYTES:
+        check_room()
     try:
-        content = await _read(request, length, max_bytes)
+        content = await _read(request, length, max_bytes, seconds)
     except ClientDisconnect:
         raise ProblemError(Code.MALFORMED_BODY, "The connection closed inside the body.") from None
     if encoding is None:
@@ -84,15 +99,25 @@ def _content_length(request: Request) -> int | None:
     return int(given)
 
 
-async def _read(request: Request, length: int | None, max_bytes: int) -> bytearray:
+async def _read(request: Request, length: int | None, max_bytes: int, seconds: float) -> bytearray:
     """The body in one buffer, made at once where its length is known."""
     content = bytearray(length or 0)
     end = 0
-    async for chunk in request.stream():
-        begin, end = end, end + len(chunk)
-        if end > max_bytes:
-            raise _too_large("more", max_bytes)
-        content[begin:end] = chunk
+    latest = asyncio.get_running_loop().time() + seconds
+    try:
+        async with asyncio.timeout_at(latest) as limit:
+            async for chunk in request.stream():
+                begin, end = end, end + len(chunk)
+                if end > max_bytes:
+                    raise _too_large("more", max_bytes)
+                content[begin:end] = chunk
+                limit.reschedule(latest + end / SLOW_BYTES)
+    except TimeoutError:
+        raise ProblemError(
+            Code.BODY_TIMEOUT,
+            f"The body came too slowly: {end} bytes after {seconds + end / SLOW_BYTES:.1f} s. "
+            "Send it again, at once.",
+        ) from None
     if length is not None and end != length:
         raise ProblemError(
             Code.MALFORMED_BODY, f"The body has {end} bytes where Content-Length says {length}."

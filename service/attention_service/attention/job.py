@@ -9,6 +9,9 @@ from attention_service.attention.lanes import never
 
 Shapes: TypeAlias = Mapping[str, tuple[tuple[int, ...], str]]
 Fits: TypeAlias = Callable[[Shapes, int], bool]
+# What a small call takes at most: some milliseconds, and memory that needs no budget.
+SMALL_FLOPS = 2**28
+SMALL_BYTES = 2**24
 
 
 class Job(Protocol):
@@ -17,6 +20,7 @@ class Job(Protocol):
     Attributes:
         peak_bytes: most memory that running it takes above the tensors that came in.
         answer_shapes: the tensors of its answer at most, name → (shape, dtype name).
+        is_small: whether it takes no longer than a tile of a large one, and little memory.
     """
 
     @property
@@ -27,6 +31,11 @@ class Job(Protocol):
     @property
     def answer_shapes(self) -> Shapes:
         """Shapes and dtypes of the answer's tensors."""
+        ...
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it may pass the large ones."""
         ...
 
     def smaller(self, fits: Fits) -> str:

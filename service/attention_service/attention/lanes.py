@@ -1,7 +1,8 @@
 """Lanes: threads that help calls with their tiles, shared fairly among the calls that run.
 
 A call is cut into tiles of a few milliseconds. Its own thread computes them, and helpers take
-the next tile of one call after the other, so no call waits for the end of another.
+the next tile of one call after the other, so no call waits for the end of another. No more tiles
+compute at once than there are lanes; a call of one tile goes before those of many.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from threading import Condition, Thread
 from typing import TypeAlias
+
+from attention_service.attention.slots import Slots
 
 Tile: TypeAlias = Callable[[], None]
 
@@ -47,6 +50,7 @@ class Lanes:
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self._slots = Slots(count)
         self._turn: deque[_Work] = deque()
         self._changed = Condition()
         self._threads: list[Thread] = []
@@ -64,7 +68,10 @@ class Lanes:
             Exception: whatever a tile raised first.
         """
         work = _Work(deque(tiles), cancelled)
-        if len(work.tiles) > 1 and self.count > 1:
+        if len(work.tiles) == 1:
+            self._run_one(work)
+            return
+        if work.tiles and self.count > 1:
             with self._changed:
                 self._start()
                 self._turn.append(work)
@@ -76,6 +83,15 @@ class Lanes:
                 self._changed.wait_for(lambda: not work.running)
         if work.error is not None:
             raise work.error
+
+    def _run_one(self, work: _Work) -> None:
+        if work.cancelled():
+            raise Cancelled
+        self._slots.take_now()
+        try:
+            work.tiles.pop()()
+        finally:
+            self._slots.give_back()
 
     def close(self) -> None:
         """Let the threads end once nothing is left to do."""
@@ -116,12 +132,15 @@ class Lanes:
 
     def _compute(self, work: _Work, tile: Tile) -> None:
         error: BaseException | None = None
+        self._slots.take()
         try:
             if work.cancelled():
                 raise Cancelled
             tile()
         except BaseException as raised:  # noqa: BLE001  told to the thread that waits for it
             error = raised
+        finally:
+            self._slots.give_back()
         with self._changed:
             work.running -= 1
             if error is not None:

@@ -13,7 +13,7 @@ from typing_extensions import override
 from attention_service.attention.answer import Answer
 from attention_service.attention.call import AttentionCall
 from attention_service.attention.engine import Engine
-from attention_service.attention.job import Fits, Job, Shapes
+from attention_service.attention.job import SMALL_BYTES, SMALL_FLOPS, Fits, Job, Shapes
 from attention_service.attention.lanes import never
 from attention_service.attention.planner import Plan, answer_arrays, plan
 from attention_service.attention.selection import Wants
@@ -63,6 +63,12 @@ class AttentionJob(Job):
     @override
     def answer_shapes(self) -> Shapes:
         return _shapes(self.call)
+
+    @property
+    @override
+    def is_small(self) -> bool:
+        flops = sum(cost.flops for cost in self.plan.costs)
+        return flops <= SMALL_FLOPS and self.plan.peak_bytes <= SMALL_BYTES
 
     @override
     def smaller(self, fits: Fits) -> str:

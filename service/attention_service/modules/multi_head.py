@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from attention_service.attention import values
 from attention_service.attention.engine import Session
-from attention_service.attention.job import Fits, Job, Shapes
+from attention_service.attention.job import SMALL_BYTES, SMALL_FLOPS, Fits, Job, Shapes
 from attention_service.attention.lanes import Cancelled, never
 from attention_service.attention.mask_fields import plain_masking
 from attention_service.attention.masking import Masking
@@ -112,6 +112,14 @@ class MultiHeadJob(Job):
         bias: int = heads * math.prod(self._scores[2:])
         scores: int = math.prod(self._scores)
         return 4 * (3 * scores + 3 * bias + projected)
+
+    @property
+    @override
+    def is_small(self) -> bool:
+        rows = sum(tensor.shape[0] * tensor.shape[1] for tensor in self._tensors.values())
+        width = self._module.info.embed_dim
+        flops = 4 * rows * width**2 + 4 * math.prod(self._scores) * self._module.info.head_dim
+        return flops <= SMALL_FLOPS and self.peak_bytes <= SMALL_BYTES
 
     @override
     def smaller(self, fits: Fits) -> str:

@@ -10,7 +10,7 @@ import orjson
 from typing_extensions import override
 
 from attention_service.attention.engine import Session
-from attention_service.attention.job import Fits, Job, Shapes
+from attention_service.attention.job import SMALL_BYTES, SMALL_FLOPS, Fits, Job, Shapes
 from attention_service.attention.lanes import Cancelled, never
 from attention_service.modules.manifest import Outputs, Probe
 from attention_service.modules.tokens import Tokenizer, Tokens
@@ -107,6 +107,15 @@ class TextJob(Job):
         kept *= len(self._layers) * len(self._heads)
         hidden = 16 * info.embed_dim * longest
         return 4 * (2 * all_weights + kept + hidden)
+
+    @property
+    @override
+    def is_small(self) -> bool:
+        info = self._module.info
+        # A layer's projections and its two wider products are 12 squares of its width.
+        tokens = sum(len(tokens) for tokens in self._texts)
+        flops = 24 * tokens * info.num_layers * info.embed_dim**2
+        return flops <= SMALL_FLOPS and self.peak_bytes <= SMALL_BYTES
 
     @override
     def smaller(self, fits: Fits) -> str:
