@@ -137,12 +137,14 @@ class _Composed:
         self._rounding = call.dtype if narrow and self._finds_largest else None
 
     def run(self, block: Block) -> None:
-        if self._reduces:
-            self._run_reduced(block)
-            return
-        biased, found = self._attend(block)
-        if "values" in found:
-            self._answer.put_top_k(block, biased.keys, found)
+        # A call that is trusted may turn out to hold infinity after this tile.
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self._reduces:
+                self._run_reduced(block)
+                return
+            biased, found = self._attend(block)
+            if "values" in found:
+                self._answer.put_top_k(block, biased.keys, found)
 
     def _run_reduced(self, block: Block) -> None:
         """All heads of some rows, one after the other, and their weights made one."""
