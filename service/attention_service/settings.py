@@ -77,6 +77,10 @@ class Settings(BaseSettings):
     max_waiting: int = Field(default=256, ge=0)
     """Calls that may wait for their turn; one more is answered 429."""
 
+    max_wait: float = Field(default=1.0, ge=0)
+    """Seconds that a call may be expected to wait; past it 429. Calls that take long may wait
+    three times as long as one takes."""
+
     max_timeout: float = Field(default=240.0, gt=0, allow_inf_nan=False)
     """Seconds that a call may take at most, whatever its caller allows it."""
 

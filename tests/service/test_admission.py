@@ -590,3 +590,26 @@ async def test_an_answer_never_holds_more_than_was_taken() -> None:
         sending.leave()
         assert (admission.running, admission.used_bytes) == (0, 0)
     assert (admission.running, admission.used_bytes) == (0, 0)
+
+
+@on_a_loop
+async def test_a_queue_is_as_long_as_calls_are_short() -> None:
+    async def run(admission: Admission, seconds: float) -> None:
+        async with admission.place(1):
+            await asyncio.sleep(seconds)
+
+    async def refused_of(seconds: float, max_wait: float) -> int:
+        admission = Admission(1, 1000, BUDGET, max_wait=max_wait)
+        for _ in range(10):  # the first calls show how long one takes
+            await run(admission, seconds)
+        calls = [asyncio.create_task(run(admission, seconds)) for _ in range(60)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        problems = [outcome for outcome in outcomes if isinstance(outcome, ProblemError)]
+        assert {problem.code for problem in problems} <= {Code.QUEUE_FULL}
+        return len(problems)
+
+    assert await refused_of(0.001, max_wait=1.0) == 0
+    # Some 20 of 5 ms wait for 0.1 s; the mean is still on its way up from 0.
+    assert 34 <= await refused_of(0.005, max_wait=0.1) <= 48
+    # Of longer ones three wait in any case, and the one that finds no more than these.
+    assert await refused_of(0.02, max_wait=0.001) == 55

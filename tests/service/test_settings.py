@@ -29,6 +29,7 @@ FIELDS: dict[str, tuple[str, Any, str | None]] = {
     "memory_budget_bytes": ("2097152", 2**21, "1048575"),
     "max_running": ("7", 7, "0"),
     "max_waiting": ("0", 0, "-1"),
+    "max_wait": ("0.5", 0.5, "-1"),
     "max_timeout": ("30", 30.0, "0"),
     "body_timeout": ("2.5", 2.5, "inf"),
     "drain_delay": ("0.5", 0.5, "-0.1"),

@@ -47,6 +47,7 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         settings.max_waiting,
         settings.memory_budget_bytes,
         max_small=max(2, settings.threads),
+        max_wait=settings.max_wait,
     )
     metrics = Metrics(admission)
     loaded = Repository({}, {}, settings.text_module, settings.modules)

@@ -19,6 +19,7 @@ from attention_wire.problems import Code, ProblemError
 Result = TypeVar("Result")
 # A caller may take this part of the queue, so that others find room in it.
 _PART_OF_ONE = 2
+_MEANS_OF_WAIT = 3
 
 
 class _Waiting(NamedTuple):
@@ -116,13 +117,21 @@ class Admission:
             of them.
         budget_bytes: memory that large calls may take together.
         max_small: small calls that compute at once.
+        max_wait: seconds that a call may be expected to wait; of calls that take long, three
+            times what one takes.
     """
 
     def __init__(
-        self, max_running: int, max_waiting: int, budget_bytes: int, max_small: int = 2
+        self,
+        max_running: int,
+        max_waiting: int,
+        budget_bytes: int,
+        max_small: int = 2,
+        max_wait: float = math.inf,
     ) -> None:
         self.budget_bytes = budget_bytes
         self._max_waiting = max_waiting
+        self._max_wait = max_wait
         self._large, self._small = _Kind(max_running), _Kind(max_small)
         self._used_bytes = 0
         self._threads = ThreadPoolExecutor(max_running + max_small, "compute")
@@ -219,13 +228,16 @@ class Admission:
     def _no_room(self, kind: _Kind, caller: str) -> ProblemError | None:
         waiting, own = len(kind.line), kind.line.of(caller)
         most_of_one = math.ceil(self._max_waiting / _PART_OF_ONE)
+        seconds = kind.mean_seconds * waiting / kind.places
+        longest = max(self._max_wait, _MEANS_OF_WAIT * kind.mean_seconds)
         if waiting >= self._max_waiting:
             what = f"{waiting} calls are waiting, as many as may"
         elif caller and own >= most_of_one:
             what = f"{own} of your calls are waiting, as many as one caller's may"
+        elif waiting and seconds > longest:
+            what = f"{waiting} calls are waiting, for {seconds:.1f} s as it seems"
         else:
             return None
-        seconds = kind.mean_seconds * waiting / kind.places
         return ProblemError(
             Code.QUEUE_FULL,
             f"{what}. Send this one again after the seconds that Retry-After says.",
