@@ -39,7 +39,8 @@ class AttentionClient:
         api_key: sent as a bearer token; by default ``ATTENTION_API_KEY``, else none.
         timeout: seconds that a call may take in all, its repetitions included; the service
             is told what is left of them. ``math.inf`` for no end.
-        max_retries: how often a failed attempt is repeated.
+        max_retries: how often a failed attempt is repeated. One that a full queue turned away
+            has not failed: unless this is 0, it is repeated until the timeout.
         http_client: an ``httpx.Client`` to send through, for proxies, certificates or
             limits of your own. Its timeouts and base URL are not used, and it stays open
             when this client is closed.

@@ -29,6 +29,7 @@ from attention_client.errors import (
     AttentionError,
     ConnectionFailedError,
     DeadlineExceededError,
+    OverloadedError,
 )
 
 T = TypeVar("T")
@@ -48,7 +49,8 @@ class Policy:
 
     Attributes:
         timeout: seconds for a call with all its repetitions; ``math.inf`` for no end.
-        max_retries: how often a failed attempt is repeated.
+        max_retries: how often a failed attempt is repeated. One that a full queue turned away
+            has not failed: unless this is 0, it is repeated until the timeout.
         clock: a clock that only goes forward, in seconds.
         now: the time of day, in seconds since 1970, for ``Retry-After`` dates.
         random: numbers of [0, 1), for the jitter of delays.
@@ -151,6 +153,7 @@ class Exchange(Generic[T]):
         self._timeout = policy.timeout if call.timeout is None else call.timeout
         self._deadline = policy.clock() + self._timeout
         self._attempts = 0
+        self._turned_away = 0
 
     def left(self) -> float:
         """Seconds until the deadline."""
@@ -173,7 +176,11 @@ class Exchange(Generic[T]):
         error = error_of(outcome, self._policy.now()) if isinstance(outcome, Answer) else outcome
         if self._call.recover is not None:
             return Done(self._call.recover(error))
-        delay = retry_delay(error, self._attempts, self.left(), self._policy)
+        if isinstance(error, OverloadedError) and self._policy.max_retries > 0:
+            self._turned_away += 1
+        delay = retry_delay(
+            error, self._attempts, self.left(), self._policy, turned_away=self._turned_away
+        )
         if delay is not None:
             return Pause(delay)
         if self._attempts > 1:
@@ -181,7 +188,9 @@ class Exchange(Generic[T]):
         raise error
 
 
-def retry_delay(error: AttentionError, attempts: int, left: float, policy: Policy) -> float | None:
+def retry_delay(
+    error: AttentionError, attempts: int, left: float, policy: Policy, *, turned_away: int = 0
+) -> float | None:
     """Seconds to wait before the next attempt, or None to give up.
 
     The delay is drawn from 0 to a bound that doubles from 0.5 to 8 s, and is never shorter
@@ -192,8 +201,9 @@ def retry_delay(error: AttentionError, attempts: int, left: float, policy: Polic
         attempts: how many there have been.
         left: seconds until the deadline.
         policy: the number of retries, and the source of jitter.
+        turned_away: how many of them met a full queue, which is no failure.
     """
-    if attempts > policy.max_retries or not _is_passing(error):
+    if attempts - turned_away > policy.max_retries or not _is_passing(error):
         return None
     bound = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(attempts - 1, 8))
     asked = error.retry_after if isinstance(error, ApiError) else None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -409,3 +411,35 @@ def test_retry_after(value: str | None, seconds: float | None) -> None:
 )
 def test_server_timing(value: str, timing: dict[str, float]) -> None:
     assert parse_server_timing(value) == timing
+
+
+def tries_until_given_up(policy: Policy, clock: FakeClock, outcomes: Iterable[Answer]) -> int:
+    """How many attempts there are, the clock moved on by what is waited; then its error."""
+    exchange, tries = Exchange(CALL, policy), 0
+    for outcome in outcomes:
+        tries += 1
+        exchange.attempt()
+        try:
+            pause = exchange.judge(outcome)
+        except ApiError as error:
+            assert error.status == outcome.status
+            return tries
+        assert isinstance(pause, Pause)
+        clock.seconds += pause.seconds
+    raise AssertionError("it never gave up")
+
+
+@pytest.mark.parametrize(("retries", "attempts"), [(0, 1), (1, 14), (2, 15)])
+def test_a_full_queue_is_no_failure(retries: int, attempts: int) -> None:
+    """Twelve times turned away, then as many failures as are borne, and one more."""
+    clock = FakeClock()
+    policy = Policy(timeout=180, max_retries=retries, clock=clock, random=lambda: 0.0)
+    full, down = Answer(429, {"retry-after": "1"}, b""), Answer(503, {}, b"")
+    assert tries_until_given_up(policy, clock, [full] * 12 + [down] * 9) == attempts
+
+
+def test_a_queue_that_stays_full_ends_with_the_timeout() -> None:
+    clock = FakeClock()
+    policy = Policy(timeout=180, clock=clock, random=lambda: 0.0)
+    full = Answer(429, {"retry-after": "10"}, b"")
+    assert tries_until_given_up(policy, clock, repeat(full)) == 18
