@@ -147,7 +147,10 @@ def _composed_scratch(call: AttentionCall, step: Step, scores: int) -> int:
         arrays += 2
     scratch = arrays * scores * itemsize + _RUN_BUFFER
     if masking.has_bias:
-        scratch += scores * (2 * itemsize + 2)  # the last one, a new one, and two masks
+        # Of each key head, once for all of its query heads; but one head alone needs one.
+        groups = call.sizes.groups if step.tile_heads > 1 else 1
+        shared = 1 if masking.bias_has_heads else step.tile_heads // groups
+        scratch += scores // shared * (2 * itemsize + 2)  # the last, a new one, and two masks
     elif masking.band is not None and "scores" in outputs:
         scratch += scores * itemsize
     return scratch
