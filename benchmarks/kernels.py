@@ -105,7 +105,7 @@ def main() -> None:
 def _ours(name: str, engine: Engine) -> Ours:
     work = WORKS[name]
     fields = {**work.tensors(), **work.options, "return": work.wanted}
-    return Ours(AttentionJob(AttentionRequest.model_validate(fields), engine), engine)
+    return Ours(AttentionJob.of(AttentionRequest.model_validate(fields), engine), engine)
 
 
 def _slots(names: Sequence[str], cases: Sequence[Case]) -> list[Slot]:

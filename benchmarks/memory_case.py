@@ -76,7 +76,7 @@ class Peak:
 def run_small(call: Call, engine: Engine) -> None:
     """Make the sessions and load the code that a call needs, by a small one of its kind."""
     fields = call.fields(call.shape.small())
-    AttentionJob(AttentionRequest.model_validate(fields), engine).run()
+    AttentionJob.of(AttentionRequest.model_validate(fields), engine).run()
 
 
 def measure(call: Call) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def measure(call: Call) -> dict[str, Any]:
     before = resident_bytes()
     with Peak() as peak:
         start = time.perf_counter()
-        job = AttentionJob(request, engine)
+        job = AttentionJob.of(request, engine)
         answer = job.run()
         seconds = time.perf_counter() - start
         del answer

@@ -68,7 +68,7 @@ def main() -> None:
     resident, peaks = [], []
     start = time.perf_counter()
     for number, fields in enumerate(calls(count), 1):
-        job = AttentionJob(AttentionRequest.model_validate(fields), engine)
+        job = AttentionJob.of(AttentionRequest.model_validate(fields), engine)
         job.run()
         peaks.append(job.peak_bytes)
         del fields, job

@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     )
     """Memory that calls may take together; by default half of what the cgroup allows."""
 
+    batch_bytes: int = Field(default=32 * MEBIBYTE, ge=0)
+    """Scores, padding included, of calls that are computed together; 0 computes each by itself."""
+
     max_running: int = Field(default=2, ge=1)
     """Large calls that compute at once; small ones have places of their own."""
 

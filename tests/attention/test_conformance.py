@@ -65,5 +65,5 @@ def test_random_calls_match_float64_numpy(
 ) -> None:
     note(f"{case!r}, {tile_bytes=}")
     request = AttentionRequest.model_validate(case.fields())
-    answer = AttentionJob(request, engines[tile_bytes]).run()
+    answer = AttentionJob.of(request, engines[tile_bytes]).run()
     Answer(case, answer).check(case.expected())

@@ -16,7 +16,7 @@ from tests.reference import Array
 
 
 def run(engine: Engine, **fields: Any) -> dict[str, Any]:
-    return AttentionJob(AttentionRequest.model_validate(fields), engine).run()
+    return AttentionJob.of(AttentionRequest.model_validate(fields), engine).run()
 
 
 def tensors(

@@ -38,7 +38,7 @@ def test_a_factor_past_the_range_of_float32_gives_numbers(
     tensors = {"query": query.astype(dtype), "key": ROWS.astype(dtype), "value": ROWS.astype(dtype)}
     wants = {"scores": "softcap", "lse": True}
     request = AttentionRequest.model_validate({**tensors, **options, "return": wants})
-    answer = AttentionJob(request, engine).run()
+    answer = AttentionJob.of(request, engine).run()
     scores = query @ ROWS.T * factors.get("scale", 2**-0.5)
     if cap := factors.get("softcap"):
         with np.errstate(all="ignore"):

@@ -94,7 +94,7 @@ def test_helpers_end_when_they_are_closed(lanes: Lanes) -> None:
 def job(engine: Engine, length: int, **fields: Any) -> AttentionJob:
     tensor = np.random.default_rng(0).standard_normal((1, 2, length, 16), np.float32)
     request = {"query": tensor, "key": tensor, "value": tensor, **fields}
-    return AttentionJob(AttentionRequest.model_validate(request), engine)
+    return AttentionJob.of(AttentionRequest.model_validate(request), engine)
 
 
 def test_a_job_ends_at_the_next_tile(engine: Engine) -> None:

@@ -95,5 +95,5 @@ def test_calls_that_need_another_part_of_the_edge_do_not_share_it(engine: Engine
     expected = reference.attention(**tensors, is_causal=True)
     for asked in ({"weights": False}, {"scores": "masked"}, {"scores": "raw"}, {"lse": True}):
         fields = {**tensors, "is_causal": True, "return": asked}
-        answer = AttentionJob(AttentionRequest.model_validate(fields), engine).run()
+        answer = AttentionJob.of(AttentionRequest.model_validate(fields), engine).run()
         np.testing.assert_allclose(answer["output"], expected.output, atol=1e-6)

@@ -22,7 +22,7 @@ def job(
     query = np.empty((1, heads, rows, 64), np.float32)
     key = np.empty((1, kv_heads, keys, 64), np.float32)
     request = {"query": query, "key": key, "value": key, **fields}
-    return AttentionJob(AttentionRequest.model_validate(request), engine)
+    return AttentionJob.of(AttentionRequest.model_validate(request), engine)
 
 
 def returns(**asked: Any) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def test_no_matrix_of_every_score_is_formed_unless_it_is_asked_for(
 def test_a_plan_is_told_when_it_is_asked_for(engine: Engine) -> None:
     query = np.ones((1, 2, 3, 4), np.float32)
     fields = {"query": query, "key": query, "value": query, **returns(plan=True)}
-    answer = AttentionJob(AttentionRequest.model_validate(fields), engine).run()
+    answer = AttentionJob.of(AttentionRequest.model_validate(fields), engine).run()
     (step,) = answer["plan"]["steps"]
     assert step["kernel"] == "composed"
     assert step["computes"] == ["output", "weights"]

@@ -31,7 +31,7 @@ def small_tiles() -> Engine:
 
 
 def run(engine: Engine, case: Case) -> dict[str, Any]:
-    return AttentionJob(AttentionRequest.model_validate(case.fields()), engine).run()
+    return AttentionJob.of(AttentionRequest.model_validate(case.fields()), engine).run()
 
 
 def arrays(answer: dict[str, Any], name: str = "") -> Iterator[tuple[str, Array]]:
@@ -69,7 +69,7 @@ def test_small_tiles_are_many(engine: Engine, small_tiles: Engine) -> None:
     fields = {"query": tensor, "key": tensor, "value": tensor, "return": {"plan": True}}
     request = AttentionRequest.model_validate(fields)
     whole, tiled = (
-        sum(step["tiles"] for step in AttentionJob(request, on).run()["plan"]["steps"])
+        sum(step["tiles"] for step in AttentionJob.of(request, on).run()["plan"]["steps"])
         for on in (engine, small_tiles)
     )
     # 4096 bytes hold five rows of 200 scores.

@@ -39,7 +39,7 @@ def fields(sizes: tuple[int, int, int], options: dict[str, Any]) -> dict[str, An
 
 
 def job(engine: Engine, asked: dict[str, Any]) -> AttentionJob:
-    return AttentionJob(AttentionRequest.model_validate(asked), engine)
+    return AttentionJob.of(AttentionRequest.model_validate(asked), engine)
 
 
 def is_trusted(call: AttentionCall) -> bool:

@@ -21,6 +21,7 @@ from attention_service.attention.engine import Engine
 from attention_service.attention.sdpa import AttentionJob
 from attention_service.modules.repository import Repository
 from attention_service.serving.admission import Admission
+from attention_service.serving.batching import Batching
 from attention_service.serving.lifecycle import Lifecycle
 from attention_service.settings import Settings
 from attention_wire.schemas import AttentionRequest, ModuleRequest, TextRequest
@@ -49,6 +50,7 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         max_small=max(2, settings.threads),
         max_wait=settings.max_wait,
     )
+    batching = Batching(admission, settings.batch_bytes)
     metrics = Metrics(admission)
     loaded = Repository({}, {}, settings.text_module, settings.modules)
 
@@ -83,7 +85,7 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
     ]
     operations = [
         Operation(
-            openapi.ATTENTION, AttentionRequest, lambda request, _: AttentionJob(request, engine)
+            openapi.ATTENTION, AttentionRequest, lambda request, _: AttentionJob.of(request, engine)
         ),
         Operation(
             openapi.MODULE_ATTENTION,
@@ -97,7 +99,7 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         ),
     ]
     for operation in operations:
-        endpoint = ComputeEndpoint(operation, settings, admission, lifecycle, metrics)
+        endpoint = ComputeEndpoint(operation, settings, admission, batching, lifecycle, metrics)
         app.router.routes.append(Route(operation.route, endpoint, methods=["POST"]))
     problems.install(app)
     openapi.install(app)

@@ -23,6 +23,7 @@ from attention_service.api.request_body import RequestBody, read_body
 from attention_service.attention.job import Job
 from attention_service.attention.lanes import Cancelled
 from attention_service.serving.admission import Admission
+from attention_service.serving.batching import Batching
 from attention_service.serving.lifecycle import Lifecycle
 from attention_service.serving.lifetime import Lifetime
 from attention_service.settings import Settings
@@ -46,9 +47,9 @@ class Stopwatch:
         self.phases: dict[str, float] = {}
         self._last = perf_counter()
 
-    def lap(self, phase: str) -> None:
-        """End a phase; the next one begins."""
-        now = perf_counter()
+    def lap(self, phase: str, at: float | None = None) -> None:
+        """End a phase, now or when it was; the next one begins."""
+        now = perf_counter() if at is None else at
         self.phases[phase] = now - self._last
         self._last = now
 
@@ -86,12 +87,14 @@ class ComputeEndpoint:
         operation: Operation[Any],
         settings: Settings,
         admission: Admission,
+        batching: Batching,
         lifecycle: Lifecycle,
         metrics: Metrics,
     ) -> None:
         self._operation = operation
         self._settings = settings
         self._admission = admission
+        self._batching = batching
         self._lifecycle = lifecycle
         self._metrics = metrics
 
@@ -162,16 +165,15 @@ class ComputeEndpoint:
         check_limits(job, media_type, tensor_format, *limits)
         watch.lap("parse")
         with HangUp(request.receive, lifetime):
-            place = await held.enter_async_context(
-                admission.place(job.peak_bytes, caller, is_small=job.is_small)
+            computed = await held.enter_async_context(
+                self._batching.compute(job, caller, lifetime.is_over)
             )
-            watch.lap("queue")
-            answer = await admission.run(partial(job.run, lifetime.is_over))
+            watch.lap("queue", computed.started)
             watch.lap("compute")
-            size = _tensor_bytes(answer)
-            place.computed(size)
+            answer = computed.answer
             written = await _aside(
-                size, lambda: bodies.write(media_type, answer, "response", tensor_format)
+                computed.tensor_bytes,
+                lambda: bodies.write(media_type, answer, "response", tensor_format),
             )
         watch.lap("serialize")
         self._metrics.time(self._operation.route, watch.phases)
@@ -210,8 +212,3 @@ Result = TypeVar("Result")
 async def _aside(size: int, work: Callable[[], Result]) -> Result:
     """Do work here, or in a thread where there is enough of it to hold others up."""
     return work() if size < _THREAD_BYTES else await asyncio.to_thread(work)
-
-
-def _tensor_bytes(answer: dict[str, Any]) -> int:
-    results = answer.get("results", [answer])
-    return sum(getattr(item, "nbytes", 0) for result in results for item in result.values())

@@ -47,4 +47,4 @@ def _job(
         tensors = validate(ModuleRequest, fields)
         return repository().multi_head(module).job(tensors), tensors.tensor_format
     plain = validate(AttentionRequest, fields)
-    return AttentionJob(plain, engine), plain.tensor_format
+    return AttentionJob.of(plain, engine), plain.tensor_format

@@ -8,6 +8,7 @@ with the additions that docs/attention.md describes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 from typing import Any
@@ -65,6 +66,18 @@ class AttentionCall:
     def sizes(self) -> Sizes:
         """The sizes of the call."""
         return self.masking.sizes
+
+    @property
+    def is_stackable(self) -> bool:
+        """Whether the query, the key and the value are all that others may have otherwise.
+
+        Then calls of equal shapes and options are one call of their batches, see
+        :func:`stacked`.
+        """
+        masking, wants = self.masking, self.wants
+        of_all = masking.band is None or masking.band.low.shape[0] == 1
+        is_bare = not masking.has_bias and self.sinks is None
+        return is_bare and of_all and not (wants.plan or wants.present) and self.sizes.batch > 0
 
     @classmethod
     def from_request(cls, request: AttentionRequest) -> AttentionCall:
@@ -207,3 +220,20 @@ class AttentionCall:
         if queries.size == 0 or keys.size == 0:
             return 0.0
         return float(max(queries.max() - keys[0], keys[-1] - queries.min(), 0))
+
+
+def stacked(calls: Sequence[AttentionCall]) -> AttentionCall:
+    """Calls that are stackable, and equal but for their tensors, as one of all their batches.
+
+    Args:
+        calls: at least one.
+    """
+    first = calls[0]
+    sizes = first.sizes._replace(batch=first.sizes.batch * len(calls))
+    return replace(
+        first,
+        query=np.concatenate([call.query for call in calls]),
+        key=np.concatenate([call.key for call in calls]),
+        value=np.concatenate([call.value for call in calls]),
+        masking=replace(first.masking, sizes=sizes),
+    )

@@ -91,7 +91,7 @@ def _cases(rng: np.random.Generator) -> dict[str, dict[str, Any]]:
 def _largest_error(engine: Engine, tensors: Mapping[str, Array], fields: dict[str, Any]) -> float:
     wanted = {"lse": True, "entropy": True}
     request = AttentionRequest.model_validate({**tensors, **fields, "return": wanted})
-    answer = AttentionJob(request, engine).run()
+    answer = AttentionJob.of(request, engine).run()
     expected = _reference({n: t.astype(np.float64) for n, t in tensors.items()}, fields)
     errors = []
     for name, right in expected.items():
@@ -187,4 +187,4 @@ def explain(engine: Engine) -> Iterator[tuple[str, PlanInfo]]:
         query, key = (np.empty((1, heads, length, 64), np.float32) for length in (rows, keys))
         tensors = {"query": query, "key": key, "value": key}
         request = AttentionRequest.model_validate({**tensors, **fields})
-        yield name, AttentionJob(request, engine).explain()
+        yield name, AttentionJob.of(request, engine).explain()

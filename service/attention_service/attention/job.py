@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Protocol, Self, TypeAlias
 
 from attention_service.attention.lanes import never
 
@@ -38,6 +38,21 @@ class Job(Protocol):
         """Whether it may pass the large ones."""
         ...
 
+    @property
+    def count(self) -> int:
+        """How many calls it counts as in a queue."""
+        return 1
+
+    @property
+    def batch_key(self) -> Hashable | None:
+        """Jobs of an equal key can be computed together; None for one that is computed alone."""
+        return None
+
+    @property
+    def batch_bytes(self) -> int:
+        """Scores, padded, that it adds to a computation with others."""
+        return 0
+
     def smaller(self, fits: Fits) -> str:
         """How to ask for less, a sentence for a caller whose answer or memory is too large.
 
@@ -53,3 +68,16 @@ class Job(Protocol):
             ProblemError: what only the numbers could show, such as an overflow.
         """
         ...
+
+    @classmethod
+    def run_together(
+        cls, jobs: Sequence[Self], cancelled: Callable[[], bool] = never
+    ) -> list[dict[str, Any]]:
+        """Compute the answers of jobs that have one ``batch_key``, in their order.
+
+        They agree with those of :meth:`run` to the rounding of the kernels.
+
+        Raises:
+            ProblemError: of one of them, any; run each by itself.
+        """
+        raise NotImplementedError

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from typing_extensions import override
 
 from attention_service.attention.answer import Answer
-from attention_service.attention.call import AttentionCall
+from attention_service.attention.call import AttentionCall, stacked
 from attention_service.attention.engine import Engine
 from attention_service.attention.job import SMALL_BYTES, SMALL_FLOPS, Fits, Job, Shapes
 from attention_service.attention.lanes import never
@@ -39,20 +40,26 @@ _LESS_OF_NO_ROWS = tuple(asked for asked in _LESS if "queries" not in (asked["we
 
 
 class AttentionJob(Job):
-    """Scaled dot-product attention over the tensors of one request.
+    """Scaled dot-product attention, of one request.
 
     Args:
-        request: the parsed request.
+        call: the validated call.
         engine: runs the plan.
-
-    Raises:
-        ProblemError: the request's tensors do not fit each other.
     """
 
-    def __init__(self, request: AttentionRequest, engine: Engine) -> None:
-        self.call = AttentionCall.from_request(request)
-        self.plan: Plan = plan(self.call, engine.target)
+    def __init__(self, call: AttentionCall, engine: Engine) -> None:
+        self.call = call
+        self.plan: Plan = plan(call, engine.target)
         self._engine = engine
+
+    @classmethod
+    def of(cls, request: AttentionRequest, engine: Engine) -> Self:
+        """The job of a parsed request.
+
+        Raises:
+            ProblemError: the request's tensors do not fit each other.
+        """
+        return cls(AttentionCall.from_request(request), engine)
 
     @property
     @override
@@ -70,6 +77,22 @@ class AttentionJob(Job):
         flops = sum(cost.flops for cost in self.plan.costs)
         return flops <= SMALL_FLOPS and self.plan.peak_bytes <= SMALL_BYTES
 
+    @property
+    @override
+    def batch_key(self) -> Hashable | None:
+        call, band = self.call, self.call.masking.band
+        if not self.is_small or not call.is_stackable:
+            return None
+        shapes = call.query.shape, call.key.shape, call.value.shape
+        seen = None if band is None else (band.low.tobytes(), band.high.tobytes())
+        factors = call.scale, call.softcap, call.dtype, call.compute_dtype
+        return AttentionJob, shapes, seen, factors, call.rank, call.wants
+
+    @property
+    @override
+    def batch_bytes(self) -> int:
+        return math.prod(self.call.sizes.scores) * self.call.compute_dtype.itemsize
+
     @override
     def smaller(self, fits: Fits) -> str:
         for asked in _LESS if self.call.sizes.q_length else _LESS_OF_NO_ROWS:
@@ -83,13 +106,39 @@ class AttentionJob(Job):
 
     @override
     def run(self, cancelled: Callable[[], bool] = never) -> dict[str, Any]:
+        arrays, how, call = self._results(cancelled)
+        answer = self._answer(arrays)
+        if call.wants.plan:
+            answer["plan"] = self._described(how, call).model_dump()
+        return answer
+
+    @classmethod
+    @override
+    def run_together(
+        cls, jobs: Sequence[Self], cancelled: Callable[[], bool] = never
+    ) -> list[dict[str, Any]]:
+        stack = cls(stacked([job.call for job in jobs]), jobs[0]._engine)
+        arrays, _, _ = stack._results(cancelled)
+        batch = jobs[0].call.sizes.batch
+        parts = [slice(index * batch, (index + 1) * batch) for index in range(len(jobs))]
+        return [
+            job._answer({name: array[part] for name, array in arrays.items()})
+            for job, part in zip(jobs, parts, strict=True)
+        ]
+
+    def _results(
+        self, cancelled: Callable[[], bool]
+    ) -> tuple[Mapping[str, Array], Plan, AttentionCall]:
+        """The arrays of the answer, in rank 4, and how what was computed."""
         trusted = self.call.trusting()
         if trusted is not None:
             with suppress(Doubtful):
                 return self._computed(trusted, cancelled)
         return self._computed(self.call.prepared(), cancelled)
 
-    def _computed(self, call: AttentionCall, cancelled: Callable[[], bool]) -> dict[str, Any]:
+    def _computed(
+        self, call: AttentionCall, cancelled: Callable[[], bool]
+    ) -> tuple[Mapping[str, Array], Plan, AttentionCall]:
         engine = self._engine
         dtype_changed = call.compute_dtype != self.call.compute_dtype
         how = plan(call, engine.target) if dtype_changed else self.plan
@@ -101,15 +150,18 @@ class AttentionJob(Job):
             else:
                 call.look()
         engine.lanes.run(work, cancelled)
-        present = {"present_key": self.call.key, "present_value": self.call.value}
+        return filled.arrays, how, call
+
+    def _answer(self, arrays: Mapping[str, Array]) -> dict[str, Any]:
+        call = self.call
         answer: dict[str, Any] = {}
-        for name, array in (filled.arrays | (present if call.wants.present else {})).items():
-            shaped = array if name in present else _to_rank(array, call.rank, name)
+        for name, array in arrays.items():
             parent, _, member = name.rpartition(".")
+            shaped = _to_rank(array, call.rank, name)
             (answer.setdefault(parent, {}) if parent else answer)[member] = shaped
-        answer["provider"] = engine.provider
-        if call.wants.plan:
-            answer["plan"] = self._described(how, call).model_dump()
+        if call.wants.present:
+            answer |= {"present_key": call.key, "present_value": call.value}
+        answer["provider"] = self._engine.provider
         return answer
 
     def explain(self) -> PlanInfo:

@@ -8,8 +8,8 @@ https://arxiv.org/abs/1706.03762, section 3.2.2).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 from typing_extensions import override
@@ -80,6 +80,9 @@ class MultiHeadJob(Job):
             request.query.shape[0], module.info.num_heads, request.query.shape[1], key.shape[1]
         )  # fmt: skip
         self._masking = self._masking_of(request)
+        names = module.outputs
+        wanted = {"output": names.output, "weights": names.weights[0]}
+        self._wanted = {name: n for name, n in wanted.items() if getattr(request.return_, name)}
         values.finite_magnitude("query", request.query)
         scale = request.scale
         self._scale = 1 / math.sqrt(module.info.head_dim) if scale is None else scale
@@ -121,6 +124,28 @@ class MultiHeadJob(Job):
         flops = 4 * rows * width**2 + 4 * math.prod(self._scores) * self._module.info.head_dim
         return flops <= SMALL_FLOPS and self.peak_bytes <= SMALL_BYTES
 
+    @property
+    @override
+    def batch_key(self) -> Hashable | None:
+        query, key, value = self._tensors.values()
+        is_bare = self._masking.mask is None and query.size > 0 and self._wanted
+        if not (is_bare and self.is_small):
+            return None
+        shapes = query.shape, key.shape, value.shape
+        return (
+            self._module,
+            shapes,
+            query.dtype,
+            self._masking.band is None,
+            self._scale,
+            *self._wanted,
+        )
+
+    @property
+    @override
+    def batch_bytes(self) -> int:
+        return 4 * math.prod(self._scores)
+
     @override
     def smaller(self, fits: Fits) -> str:
         without = {n: shape for n, shape in self.answer_shapes.items() if n != "weights"}
@@ -132,33 +157,48 @@ class MultiHeadJob(Job):
     def run(self, cancelled: Callable[[], bool] = never) -> dict[str, Any]:
         if cancelled():
             raise Cancelled
-        names = self._module.outputs
-        query = self._tensors["query"]
-        wanted = {"output": names.output, "weights": names.weights[0]}
-        wanted = {name: full for name, full in wanted.items() if getattr(self._wants, name)}
-        tensors = self._finite_tensors()
+        return self._answer(self._arrays(self._finite_tensors()))
+
+    @classmethod
+    @override
+    def run_together(
+        cls, jobs: Sequence[Self], cancelled: Callable[[], bool] = never
+    ) -> list[dict[str, Any]]:
+        if cancelled():
+            raise Cancelled
+        tensors = [job._finite_tensors() for job in jobs]
+        names = tensors[0].keys()
+        together = {name: np.concatenate([own[name] for own in tensors]) for name in names}
+        arrays = jobs[0]._arrays(together)
+        parts = {name: np.split(array, len(jobs)) for name, array in arrays.items()}
+        return [
+            job._answer({name: part[index] for name, part in parts.items()})
+            for index, job in enumerate(jobs)
+        ]
+
+    def _answer(self, arrays: Mapping[str, Array]) -> dict[str, Any]:
+        answer: dict[str, Any] = {}
+        for name, array in arrays.items():
+            with np.errstate(over="ignore"):  # checked in the next line
+                answer[name] = array.astype(self._tensors["query"].dtype, copy=False)
+            values.check_result(name, answer[name])
+        info, provider = self._module.info, self._module.session.provider
+        return {**answer, "module": info.name, "provider": provider}
+
+    def _arrays(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        """What is wanted for tensors of this job's shapes, of one batch or several."""
+        query = tensors["query"]
         if query.shape[0] * query.shape[1] == 0:
             shapes = {"output": query.shape, "weights": self._scores}
-            arrays = {full: np.zeros(shapes[name], np.float32) for name, full in wanted.items()}
-        else:
-            arrays = self._arrays(list(wanted.values()), tensors) if wanted else {}
-        answer: dict[str, Any] = {}
-        for name, full in wanted.items():
-            with np.errstate(over="ignore"):  # checked in the next line
-                answer[name] = arrays[full].astype(query.dtype, copy=False)
-            values.check_result(name, answer[name])
-        return {
-            **answer,
-            "module": self._module.info.name,
-            "provider": self._module.session.provider,
-        }
-
-    def _arrays(self, outputs: list[str], tensors: dict[str, Array]) -> dict[str, Array]:
+            return {name: np.zeros(shapes[name], np.float32) for name in self._wanted}
         feeds = {name: t.astype(np.float32, copy=False) for name, t in tensors.items()}
         feeds["attn_bias"] = _bias(self._masking)
         with np.errstate(over="ignore"):  # what it leads to is checked
             feeds["scale"] = np.array(self._scale).astype(np.float32)
-        return self._module.session.run(outputs, feeds)
+        arrays = (
+            self._module.session.run(list(self._wanted.values()), feeds) if self._wanted else {}
+        )
+        return {name: arrays[full] for name, full in self._wanted.items()}
 
     def _finite_tensors(self) -> dict[str, Array]:
         """The tensors, with the rows of key and value zeroed that no query attends."""

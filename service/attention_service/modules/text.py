@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import islice
+from typing import Any, Self
 
 import numpy as np
 import orjson
 from typing_extensions import override
 
-from attention_service.attention.engine import Session
+from attention_service.attention.engine import EngineError, Session
 from attention_service.attention.job import SMALL_BYTES, SMALL_FLOPS, Fits, Job, Shapes
 from attention_service.attention.lanes import Cancelled, never
 from attention_service.modules.manifest import Outputs, Probe
+from attention_service.modules.padding import RUN_TOKENS, runs
 from attention_service.modules.tokens import Tokenizer, Tokens
 from attention_wire.problems import Code, Loc, ProblemError
 from attention_wire.schemas import ModuleInfo, TextRequest
@@ -20,6 +23,10 @@ from attention_wire.tensors import Array
 
 # Names, dtypes, shapes and offsets of one result's tensors, in any form.
 _RESULT_BYTES = 256
+# Scores of all heads and layers that one run may form for texts that it pads.
+_RUN_BYTES = 32 * 2**20
+# What padding may change, of the largest number: kernels round by shape.
+_LIKE = 1e-3
 INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 
 
@@ -31,6 +38,10 @@ class TextModule:
         session: its graph.
         outputs: the names of the graph's outputs.
         tokenizer: turns text into the graph's inputs.
+
+    Attributes:
+        takes_padding: whether padding changes nothing, so that texts can run together; known
+            once it was probed.
     """
 
     def __init__(
@@ -40,17 +51,46 @@ class TextModule:
         self.session = session
         self.outputs = outputs
         self.tokenizer = tokenizer
+        self.takes_padding = False
+
+    @property
+    def heads_bytes(self) -> int:
+        """Bytes of one score of every head."""
+        return 4 * self.info.num_layers * self.info.num_heads
+
+    def runs(self, texts: Sequence[Tokens]) -> list[list[int]]:
+        """Which texts run together."""
+        if not self.takes_padding:
+            return [[index] for index in range(len(texts))]
+        return runs([len(tokens) for tokens in texts], _RUN_BYTES / self.heads_bytes)
+
+    def arrays(self, outputs: Sequence[str], texts: Sequence[Tokens]) -> dict[str, Array]:
+        """The graph's outputs for texts of one run, each padded to the longest."""
+        return self.session.run(outputs, _feeds(texts))
 
     def probe(self) -> Probe:
         """Run it over its longest text: the shapes that it gives, and those that it should."""
         info = self.info
         longest = info.max_length or 2
-        self.session.run([self.outputs.output], _feeds(self.tokenizer.last_tokens(longest)))
+        self.arrays([self.outputs.output], [self.tokenizer.last_tokens(longest)])
         names = [self.outputs.output, *self.outputs.weights]
-        arrays = self.session.run(names, _feeds(self.tokenizer.last_tokens(2)))
+        arrays = self.arrays(names, [self.tokenizer.last_tokens(2)])
         weights = (1, info.num_heads, 2, 2)
         expected = [(1, 2, info.embed_dim), *[weights] * info.num_layers]
+        self.takes_padding = self._takes_padding()
         return {n: (arrays[n].shape, e) for n, e in zip(names, expected, strict=True)}
+
+    def _takes_padding(self) -> bool:
+        short, longer = (self.tokenizer.last_tokens(length) for length in (2, 3))
+        name = self.outputs.output
+        alone = self.arrays([name], [short])[name]
+        try:
+            padded = self.arrays([name], [longer, short])[name]
+        except EngineError:
+            return False  # a graph of one text
+        is_whole = padded.shape == (2, 3, self.info.embed_dim)
+        most = _LIKE * np.abs(alone).max()
+        return bool(is_whole and np.abs(padded[1, :2] - alone[0]).max() <= most)
 
     def job(self, request: TextRequest) -> TextJob:
         """A request to this module as a job.
@@ -65,8 +105,8 @@ class TextModule:
 class TextJob(Job):
     """One call of a text module, over one text or several.
 
-    Each text runs by itself, so no padding exists and a text gives the same values alone and
-    among others.
+    Texts of a like length run together, padded to the longest. What is padded is masked and cut
+    off, so to the rounding of the kernels a text gives the same values alone and among others.
     """
 
     def __init__(self, module: TextModule, request: TextRequest) -> None:
@@ -80,6 +120,10 @@ class TextJob(Job):
             )
             for text, pair, place in _texts(request)
         ]
+        names = module.outputs
+        layers = self._layers if self._wants.weights else []
+        self._outputs = [names.weights[layer] for layer in layers]
+        self._outputs += [names.output] if self._wants.output else []
 
     @property
     @override
@@ -101,11 +145,12 @@ class TextJob(Job):
     @override
     def peak_bytes(self) -> int:
         info = self._module.info
-        longest = max(len(tokens) for tokens in self._texts)
-        all_weights = info.num_layers * info.num_heads * longest**2
+        sizes = [(len(run), len(self._texts[run[0]])) for run in self._module.runs(self._texts)]
+        all_weights = max(texts * longest**2 for texts, longest in sizes)
+        all_weights *= info.num_layers * info.num_heads
         kept = sum(len(tokens) ** 2 for tokens in self._texts)
         kept *= len(self._layers) * len(self._heads)
-        hidden = 16 * info.embed_dim * longest
+        hidden = 16 * info.embed_dim * max(texts * longest for texts, longest in sizes)
         return 4 * (2 * all_weights + kept + hidden)
 
     @property
@@ -117,6 +162,27 @@ class TextJob(Job):
         flops = 24 * tokens * info.num_layers * info.embed_dim**2
         return flops <= SMALL_FLOPS and self.peak_bytes <= SMALL_BYTES
 
+    @property
+    @override
+    def count(self) -> int:
+        return len(self._texts)
+
+    @property
+    @override
+    def batch_key(self) -> Hashable | None:
+        if not (self._outputs and self._module.takes_padding):
+            return None
+        return self._module, tuple(self._outputs), math.ceil(self._longest / RUN_TOKENS)
+
+    @property
+    @override
+    def batch_bytes(self) -> int:
+        return len(self._texts) * self._longest**2 * self._module.heads_bytes
+
+    @property
+    def _longest(self) -> int:
+        return max(len(tokens) for tokens in self._texts)
+
     @override
     def smaller(self, fits: Fits) -> str:
         without = {n: s for n, s in self.answer_shapes.items() if not n.endswith(".weights")}
@@ -126,47 +192,53 @@ class TextJob(Job):
 
     @override
     def run(self, cancelled: Callable[[], bool] = never) -> dict[str, Any]:
-        results = []
-        for tokens in self._texts:
+        return self.run_together([self], cancelled)[0]
+
+    @classmethod
+    @override
+    def run_together(
+        cls, jobs: Sequence[Self], cancelled: Callable[[], bool] = never
+    ) -> list[dict[str, Any]]:
+        module, outputs = jobs[0]._module, jobs[0]._outputs
+        texts = [(job, tokens) for job in jobs for tokens in job._texts]
+        results: dict[int, dict[str, Any]] = {}
+        for run in module.runs([tokens for _, tokens in texts]):
             if cancelled():
                 raise Cancelled
-            results.append(self._result(tokens))
-        return {
-            "module": self._module.info.name,
-            "provider": self._module.session.provider,
-            "results": results,
-        }
+            arrays = module.arrays(outputs, [texts[at][1] for at in run]) if outputs else {}
+            for row, at in enumerate(run):
+                job, tokens = texts[at]
+                own = {name: array[row] for name, array in arrays.items()}
+                results[at] = job._result(tokens, own)
+        in_order = (results[at] for at in range(len(texts)))
+        about = {"module": module.info.name, "provider": module.session.provider}
+        return [{**about, "results": list(islice(in_order, job.count))} for job in jobs]
 
-    def _result(self, tokens: Tokens) -> dict[str, Any]:
-        names = self._module.outputs
-        layers = self._layers if self._wants.weights else []
-        outputs = [names.weights[layer] for layer in layers]
-        if self._wants.output:
-            outputs.append(names.output)
-        if not outputs:
-            return dict(tokens.fields)
-        arrays = self._module.session.run(outputs, _feeds(tokens))
+    def _result(self, tokens: Tokens, arrays: Mapping[str, Array]) -> dict[str, Any]:
+        """One text's result, of its row of each output: copies, for the others' are let go."""
+        names, length = self._module.outputs, len(tokens)
         result: dict[str, Any] = dict(tokens.fields)
         if self._wants.output:
-            result["output"] = arrays[names.output][0]
+            result["output"] = arrays[names.output][:length].copy()
         if self._wants.weights:
-            result["weights"] = self._stack([arrays[names.weights[layer]] for layer in layers])
+            layers = [arrays[names.weights[layer]] for layer in self._layers]
+            result["weights"] = self._stack([layer[:, :length, :length] for layer in layers])
         return result
 
     def _stack(self, layers: list[Array]) -> Array:
-        """Each layer's ``[1,H,L,L]`` as ``[layers,heads,L,L]`` of the heads asked for."""
+        """Each layer's ``[H,L,L]`` as ``[layers,heads,L,L]`` of the heads asked for."""
         if len(self._heads) == self._module.info.num_heads and self._heads == sorted(self._heads):
-            return np.concatenate(layers)
-        return np.concatenate([layer[:, self._heads] for layer in layers])
+            return np.stack(layers)
+        return np.stack([layer[self._heads] for layer in layers])
 
 
-def _feeds(tokens: Tokens) -> dict[str, Array]:
-    ids = tokens.ids[None]
-    return {
-        "input_ids": ids,
-        "attention_mask": np.ones_like(ids),
-        "token_type_ids": tokens.type_ids[None],
-    }
+def _feeds(texts: Sequence[Tokens]) -> dict[str, Array]:
+    shape = len(texts), max(len(tokens) for tokens in texts)
+    ids, seen, types = (np.zeros(shape, np.int64) for _ in range(3))
+    for row, tokens in enumerate(texts):
+        own = row, slice(len(tokens))
+        ids[own], seen[own], types[own] = tokens.ids, 1, tokens.type_ids
+    return {"input_ids": ids, "attention_mask": seen, "token_type_ids": types}
 
 
 def _select(name: str, indices: list[int] | str, count: int) -> list[int]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from time import perf_counter
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
+from attention_service.serving.line import Line, Ride, Waiting
 from attention_wire.problems import Code, ProblemError
 
 Result = TypeVar("Result")
@@ -22,70 +23,49 @@ _PART_OF_ONE = 2
 _MEANS_OF_WAIT = 3
 
 
-class _Waiting(NamedTuple):
-    peak_bytes: int
-    turn: asyncio.Future[None]
-
-
-class _Line:
-    """Calls that wait: each caller's in their order, the callers in turn."""
-
-    def __init__(self) -> None:
-        self._callers: dict[str, deque[_Waiting]] = {}
-
-    def __len__(self) -> int:
-        return sum(map(len, self._callers.values()))
-
-    def of(self, caller: str) -> int:
-        """How many of one caller wait."""
-        return len(self._callers.get(caller, ()))
-
-    def append(self, caller: str, waiting: _Waiting) -> None:
-        self._callers.setdefault(caller, deque()).append(waiting)
-
-    def first(self) -> _Waiting | None:
-        """The next one, left where it is."""
-        return next((calls[0] for calls in self._callers.values()), None)
-
-    def pop(self) -> None:
-        """Take the next one out; then it is another caller's turn."""
-        caller = next(iter(self._callers))
-        calls = self._callers.pop(caller)
-        calls.popleft()
-        if calls:
-            self._callers[caller] = calls
-
-    def remove(self, caller: str, waiting: _Waiting) -> None:
-        """Take one out wherever it stands, if it still does."""
-        calls = self._callers.get(caller, deque())
-        if waiting in calls:
-            calls.remove(waiting)
-            if not calls:
-                del self._callers[caller]
-
-
 class _Kind:
-    """The places of small or of large calls, and the line before them."""
+    """The places of small or of large calls, and the line before them.
+
+    Attributes:
+        mean_seconds: of a place, for each call that was computed in it.
+    """
 
     def __init__(self, places: int) -> None:
         self.places = places
         self.running = 0
-        self.line = _Line()
+        self.line = Line()
         self.mean_seconds = 0.0
 
 
 class Place:
-    """A running call's place, and the memory that it takes.
+    """The place of a call that runs, and the memory that it takes.
 
     Args:
-        release: gives back a number of places and of bytes.
+        release: gives back the place, or not, and a number of bytes.
         peak_bytes: the memory that it takes at first.
+        count: how many calls the call counts as.
+        is_shared: whether another call computes it in a place of its own.
+
+    Attributes:
+        is_shared: as given.
+        count: how many calls are computed here.
+        started: when it was taken, by ``perf_counter``.
     """
 
-    def __init__(self, release: Callable[[int, int], None], peak_bytes: int) -> None:
+    def __init__(
+        self,
+        release: Callable[[Place, int], None],
+        peak_bytes: int,
+        count: int,
+        *,
+        is_shared: bool = False,
+    ) -> None:
+        self.is_shared = is_shared
+        self.count = count
+        self.started = perf_counter()
+        self.runs = not is_shared
         self._release = release
         self._bytes = peak_bytes
-        self._runs = True
 
     def computed(self, kept_bytes: int) -> None:
         """Let the next one run: from here on the call only holds its answer.
@@ -101,8 +81,8 @@ class Place:
 
     def _give_back(self, kept_bytes: int) -> None:
         freed, self._bytes = self._bytes - kept_bytes, kept_bytes
-        places, self._runs = int(self._runs), False
-        self._release(places, freed)
+        self._release(self, freed)
+        self.runs = False
 
 
 class Admission:
@@ -152,26 +132,18 @@ class Admission:
         return self._used_bytes
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """Run admitted work in a thread of the pool; its exceptions are raised here.
-
-        A caller that is cancelled meanwhile still waits: no thread can be stopped, and until
-        it ends the work takes its place and its memory.
-        """
-        done = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        cancelled: asyncio.CancelledError | None = None
-        while not done.done():
-            try:
-                await asyncio.wait([done])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            done.exception()  # looked at, or asyncio complains of it
-            raise cancelled
-        return done.result()
+        """Run admitted work in a thread of the pool, to its end; its exceptions are raised here."""
+        return await to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, work))
 
     @asynccontextmanager
     async def place(
-        self, peak_bytes: int, caller: str = "", *, is_small: bool = False
+        self,
+        peak_bytes: int,
+        caller: str = "",
+        *,
+        is_small: bool = False,
+        count: int = 1,
+        ride: Ride | None = None,
     ) -> AsyncIterator[Place]:
         """Hold a place while a call runs and its answer is sent.
 
@@ -179,6 +151,8 @@ class Admission:
             peak_bytes: memory that the call takes, at most ``budget_bytes``.
             caller: whose call it is; "" where that is not known, and then it has no share.
             is_small: whether it takes little time and memory.
+            count: how many calls it counts as.
+            ride: how it can be computed with others; then the place may be a shared one.
 
         Raises:
             ProblemError: ``queue_full``, with the seconds after which the queue is shorter.
@@ -186,23 +160,42 @@ class Admission:
         kind = self._small if is_small else self._large
         peak_bytes = 0 if is_small else peak_bytes
         if kind.line or not self._fits(kind, peak_bytes):
-            await self._wait(kind, peak_bytes, caller)
+            if problem := self._no_room(kind, caller, count):
+                raise problem
+            turn: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
+            place = await self._wait(kind, Waiting(caller, peak_bytes, count, ride, turn))
         else:
-            self._take(kind, peak_bytes)
-        started = perf_counter()
-
-        def release(places: int, freed: int) -> None:
-            if places:
-                kind.mean_seconds += 0.2 * (perf_counter() - started - kind.mean_seconds)
-            kind.running -= places
-            self._used_bytes -= freed
-            self._wake()
-
-        place = Place(release, peak_bytes)
+            place = self._take(kind, peak_bytes, count)
         try:
             yield place
         finally:
             place.leave()
+
+    def companions(self, place: Place, ride: Ride, room: int, *, is_small: bool) -> list[Ride]:
+        """Calls that waited and go on now, to be computed in a place that is another's.
+
+        Args:
+            place: of the call that computes them.
+            ride: of that call.
+            room: bytes that its computation has, itself included.
+            is_small: which kind it is.
+        """
+        kind = self._small if is_small else self._large
+        room -= ride.size
+        rides = []
+        for waiting, other in kind.line.with_key(ride.key):
+            if waiting.turn.cancelled():  # its caller is gone, but has not run since
+                continue
+            if other.size > room or not self._has_memory(waiting.peak_bytes):
+                break
+            room -= other.size
+            place.count += waiting.count
+            kind.line.remove(waiting)
+            waiting.turn.set_result(
+                self._take(kind, waiting.peak_bytes, waiting.count, is_shared=True)
+            )
+            rides.append(other)
+        return rides
 
     def check_room(self, caller: str) -> None:
         """Refuse a large call that would find the queue full, before its body is read.
@@ -210,29 +203,40 @@ class Admission:
         Raises:
             ProblemError: ``queue_full``.
         """
-        if self._large.line and (problem := self._no_room(self._large, caller)):
+        if self._large.line and (problem := self._no_room(self._large, caller, 1)):
             raise problem
 
     def close(self) -> None:
         """Let the threads end once their work is done."""
         self._threads.shutdown(wait=True)
 
+    def _has_memory(self, peak_bytes: int) -> bool:
+        return not peak_bytes or self._used_bytes + peak_bytes <= self.budget_bytes
+
     def _fits(self, kind: _Kind, peak_bytes: int) -> bool:
-        has_memory = self._used_bytes + peak_bytes <= self.budget_bytes
-        return kind.running < kind.places and (has_memory or not peak_bytes)
+        return kind.running < kind.places and self._has_memory(peak_bytes)
 
-    def _take(self, kind: _Kind, peak_bytes: int) -> None:
-        kind.running += 1
+    def _take(self, kind: _Kind, peak_bytes: int, count: int, *, is_shared: bool = False) -> Place:
+        kind.running += not is_shared
         self._used_bytes += peak_bytes
+        return Place(partial(self._release, kind), peak_bytes, count, is_shared=is_shared)
 
-    def _no_room(self, kind: _Kind, caller: str) -> ProblemError | None:
+    def _release(self, kind: _Kind, place: Place, freed: int) -> None:
+        if place.runs:
+            seconds = (perf_counter() - place.started) / place.count
+            kind.mean_seconds += 0.2 * (seconds - kind.mean_seconds)
+            kind.running -= 1
+        self._used_bytes -= freed
+        self._wake()
+
+    def _no_room(self, kind: _Kind, caller: str, count: int) -> ProblemError | None:
         waiting, own = len(kind.line), kind.line.of(caller)
         most_of_one = math.ceil(self._max_waiting / _PART_OF_ONE)
         seconds = kind.mean_seconds * waiting / kind.places
         longest = max(self._max_wait, _MEANS_OF_WAIT * kind.mean_seconds)
-        if waiting >= self._max_waiting:
+        if _is_full(waiting, count, self._max_waiting):
             what = f"{waiting} calls are waiting, as many as may"
-        elif caller and own >= most_of_one:
+        elif caller and _is_full(own, count, most_of_one):
             what = f"{own} of your calls are waiting, as many as one caller's may"
         elif waiting and seconds > longest:
             what = f"{waiting} calls are waiting, for {seconds:.1f} s as it seems"
@@ -244,26 +248,52 @@ class Admission:
             retry_after=max(1, math.ceil(seconds)),
         )
 
-    async def _wait(self, kind: _Kind, peak_bytes: int, caller: str) -> None:
-        if problem := self._no_room(kind, caller):
-            raise problem
-        waiting = _Waiting(peak_bytes, asyncio.get_running_loop().create_future())
-        kind.line.append(caller, waiting)
+    async def _wait(self, kind: _Kind, waiting: Waiting) -> Place:
+        kind.line.append(waiting)
         try:
-            await waiting.turn
+            place: Place = await waiting.turn
         except asyncio.CancelledError:
             if waiting.turn.cancelled():
-                kind.line.remove(caller, waiting)
+                kind.line.remove(waiting)
+                self._wake()
             else:
-                kind.running -= 1
-                self._used_bytes -= peak_bytes
-            self._wake()
+                self._give_up(waiting.turn.result(), waiting.ride)
             raise
+        return place
+
+    def _give_up(self, place: Place, ride: Ride | None) -> None:
+        """Leave a place that was just taken; a shared computation keeps its memory to its end."""
+        if place.is_shared and ride is not None:
+            ride.finished.add_done_callback(lambda _: place.leave())
+        else:
+            place.leave()
 
     def _wake(self) -> None:
         for kind in (self._small, self._large):
             while (first := kind.line.first()) and self._fits(kind, first.peak_bytes):
                 kind.line.pop()
                 if not first.turn.cancelled():  # its caller is gone, but has not run since
-                    self._take(kind, first.peak_bytes)
-                    first.turn.set_result(None)
+                    first.turn.set_result(self._take(kind, first.peak_bytes, first.count))
+
+
+def _is_full(waiting: int, count: int, most: int) -> bool:
+    # What counts as more than may wait can wait alone.
+    return waiting >= most or (waiting > 0 and waiting + count > most)
+
+
+async def to_its_end(work: asyncio.Future[Result]) -> Result:
+    """Wait for work in a thread; its exceptions are raised here.
+
+    A caller that is cancelled meanwhile still waits: no thread can be stopped, and until it
+    ends the work takes its place and its memory.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        work.exception()  # looked at, or asyncio complains of it
+        raise cancelled
+    return work.result()
