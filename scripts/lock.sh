@@ -14,4 +14,4 @@ compile() {
 
 echo "hatchling>=1.27" | compile build.txt -
 compile server.txt --extra server pyproject.toml
-compile dev.txt --extra server --group dev pyproject.toml
+compile dev.txt --extra server --extra otel --group dev pyproject.toml
