@@ -21,6 +21,7 @@ from attention_client._messages import Answer
 from attention_client._protocol import Attempt, Call, Done, Exchange, Outcome
 from attention_client._settings import Settings
 from attention_client._shards import divide
+from attention_client._traces import call_span, shards_span
 from attention_client._transport import arguments, errors_mapped, small_content
 from attention_client.errors import AttentionError
 from attention_client.options import AttentionOptions, ReturnSpec
@@ -98,14 +99,15 @@ class AsyncAttentionClient:
             (shard, [_calls.attention(each, timeout) for each in parts])
             for shard, parts in zip(shards, sharded.fields, strict=False)
         ]
-        tasks = [asyncio.create_task(shard._run_all(calls)) for shard, calls in work]
-        try:
-            return sharded.merged(await asyncio.gather(*tasks))
-        finally:
-            # Where one failed, or the caller was cancelled, the others end with it.
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        with shards_span(len(work)):
+            tasks = [asyncio.create_task(shard._run_all(calls)) for shard, calls in work]
+            try:
+                return sharded.merged(await asyncio.gather(*tasks))
+            finally:
+                # Where one failed, or the caller was cancelled, the others end with it.
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def module_attention(
         self,
@@ -308,11 +310,14 @@ class AsyncAttentionClient:
             raise
 
     async def _drive(self, exchange: Exchange[T]) -> T:
-        while True:
-            verdict = exchange.judge(await self._send(exchange.attempt()))
-            if isinstance(verdict, Done):
-                return verdict.value
-            await asyncio.sleep(verdict.seconds)
+        with call_span(exchange.request, self._settings.base_url) as watch:
+            while True:
+                outcome = await self._send(exchange.attempt())
+                watch(outcome)
+                verdict = exchange.judge(outcome)
+                if isinstance(verdict, Done):
+                    return verdict.value
+                await asyncio.sleep(verdict.seconds)
 
     async def _send(self, attempt: Attempt) -> Outcome:
         left = attempt.left()

@@ -44,6 +44,7 @@ from attention_wire.validation import validate
 Texts: TypeAlias = list[str] | tuple[str, ...]
 Indices: TypeAlias = Literal["all"] | Sequence[int] | npt.NDArray[np.integer[Any]]
 Model = TypeVar("Model", bound=BaseModel)
+_MODULES = "/v1/modules"
 
 
 # --- Calls -----------------------------------------------------------------------------
@@ -80,8 +81,9 @@ def module_attention(
             }
         ),
     }
-    path = f"/v1/modules/{_segment(name)}/attention"
-    return Call(_post(path, fields), _attention_result, _seconds(timeout))
+    path = f"{_MODULES}/{_segment(name)}/attention"
+    request = _post(path, fields, f"{_MODULES}/{{name}}/attention")
+    return Call(request, _attention_result, _seconds(timeout))
 
 
 def text_attention(
@@ -122,12 +124,13 @@ def text_attention(
 
 def modules() -> Call[ModuleList]:
     """``GET /v1/modules``."""
-    return Call(_get("/v1/modules"), _model(ModuleList))
+    return Call(_get(_MODULES), _model(ModuleList))
 
 
 def module(name: str) -> Call[ModuleInfo]:
     """``GET /v1/modules/{name}``."""
-    return Call(_get(f"/v1/modules/{_segment(name)}"), _model(ModuleInfo))
+    request = _get(f"{_MODULES}/{_segment(name)}", f"{_MODULES}/{{name}}")
+    return Call(request, _model(ModuleInfo))
 
 
 def info() -> Call[ServiceInfo]:
@@ -152,16 +155,16 @@ def ready() -> Call[bool]:
 # --- Requests --------------------------------------------------------------------------
 
 
-def _get(path: str) -> Request:
-    return Request("GET", path, bodies.JSON)
+def _get(path: str, template: str | None = None) -> Request:
+    return Request("GET", path, bodies.JSON, template=template)
 
 
-def _post(path: str, fields: Mapping[str, Any]) -> Request:
+def _post(path: str, fields: Mapping[str, Any], template: str | None = None) -> Request:
     """A request with those of the fields that were given, in the form that suits them."""
     given = {name: value for name, value in fields.items() if value is not None}
     binary = any(isinstance(value, np.ndarray) for value in given.values())
     form = bodies.SAFETENSORS if binary else bodies.JSON
-    return Request("POST", path, bodies.SAFETENSORS, bodies.write(form, given, "request"))
+    return Request("POST", path, bodies.SAFETENSORS, bodies.write(form, given, "request"), template)
 
 
 def _segment(name: str) -> str:

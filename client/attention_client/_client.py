@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from types import TracebackType
 from typing import Self, TypeVar, Unpack, overload
 
@@ -18,6 +19,7 @@ from attention_client._messages import Answer
 from attention_client._protocol import Attempt, Call, Done, Exchange, Outcome
 from attention_client._settings import Settings
 from attention_client._shards import divide
+from attention_client._traces import call_span, shards_span
 from attention_client._transport import arguments, errors_mapped, small_content
 from attention_client.errors import AttentionError
 from attention_client.options import AttentionOptions, ReturnSpec
@@ -140,8 +142,11 @@ class AttentionClient:
             (shard, [_calls.attention(each, timeout) for each in parts])
             for shard, parts in zip(shards, sharded.fields, strict=False)
         ]
-        with ThreadPoolExecutor(len(work)) as pool:
-            tasks = [pool.submit(shard._run_all, calls) for shard, calls in work]
+        with shards_span(len(work)), ThreadPoolExecutor(len(work)) as pool:
+            # Each thread in a copy of this one's context, which knows the current span.
+            tasks = [
+                pool.submit(copy_context().run, shard._run_all, calls) for shard, calls in work
+            ]
             return sharded.merged([task.result() for task in tasks])
 
     def module_attention(
@@ -390,11 +395,14 @@ class AttentionClient:
             raise
 
     def _drive(self, exchange: Exchange[T]) -> T:
-        while True:
-            verdict = exchange.judge(self._send(exchange.attempt()))
-            if isinstance(verdict, Done):
-                return verdict.value
-            time.sleep(verdict.seconds)
+        with call_span(exchange.request, self._settings.base_url) as watch:
+            while True:
+                outcome = self._send(exchange.attempt())
+                watch(outcome)
+                verdict = exchange.judge(outcome)
+                if isinstance(verdict, Done):
+                    return verdict.value
+                time.sleep(verdict.seconds)
 
     def _send(self, attempt: Attempt) -> Outcome:
         content = small_content(attempt)

@@ -26,12 +26,19 @@ class Request:
         path: absolute, escaped, without a prefix.
         accept: the media type that the answer should have.
         body: what to send, if anything.
+        template: the path with the names of its parameters, if it has any.
     """
 
     method: str
     path: str
     accept: str
     body: Body | None = None
+    template: str | None = None
+
+    @property
+    def route(self) -> str:
+        """The path that all calls of this kind share."""
+        return self.template or self.path
 
     @property
     def headers(self) -> dict[str, str]:

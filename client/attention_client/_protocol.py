@@ -155,6 +155,11 @@ class Exchange(Generic[T]):
         self._attempts = 0
         self._turned_away = 0
 
+    @property
+    def request(self) -> Request:
+        """What is asked, in each attempt."""
+        return self._call.request
+
     def left(self) -> float:
         """Seconds until the deadline."""
         return self._deadline - self._policy.clock()

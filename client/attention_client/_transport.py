@@ -11,6 +11,7 @@ import httpx
 
 from attention_client._protocol import PIECE_BYTES, Attempt
 from attention_client._settings import Settings
+from attention_client._traces import context_headers
 from attention_client.errors import (
     AttentionError,
     ConfigurationError,
@@ -51,7 +52,7 @@ def arguments(settings: Settings, attempt: Attempt) -> Arguments:
     return Arguments(
         method=attempt.request.method,
         url=settings.base_url + attempt.request.path,
-        headers={**settings.headers, **attempt.headers},
+        headers={**settings.headers, **attempt.headers, **context_headers()},
         timeout=httpx.Timeout(limit, connect=min(left, CONNECT_TIMEOUT)),
     )
 

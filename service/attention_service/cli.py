@@ -20,6 +20,7 @@ from rich.table import Table
 
 from attention_service.api import local
 from attention_service.api.server import serve as run_server
+from attention_service.api.traces import TracesError
 from attention_service.attention.check import ALLOWED, CheckResult, check_provider
 from attention_service.attention.check import explain as explain_calls
 from attention_service.attention.engine import PROVIDERS, Engine, EngineError
@@ -113,6 +114,10 @@ def serve(
         float | None, typer.Option(help="Seconds of service after SIGTERM")
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error")] = None,
+    traces: Annotated[
+        bool | None,
+        typer.Option("--traces/--no-traces", help="Send spans to an OpenTelemetry collector"),
+    ] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Each option is also a variable ATTENTION_…."""
     settings = _settings(
@@ -124,6 +129,7 @@ def serve(
         root_path=root_path,
         drain_delay=drain_delay,
         log_level=log_level,
+        traces=traces,
     )
     logging.basicConfig(
         level=settings.log_level.upper(),
@@ -131,7 +137,7 @@ def serve(
     )
     try:
         run_server(settings)
-    except EngineError as error:
+    except (EngineError, TracesError) as error:
         raise _fail(error) from None
 
 

@@ -96,6 +96,10 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What the log holds; at ``info``, a line for each call."""
 
+    traces: bool = False
+    """Whether spans of each call are sent to an OpenTelemetry collector. Needs the extra ``otel``;
+    where the collector is, its SDK reads from variables of its own (``OTEL_…``)."""
+
     api_keys_file: Path | None = None
     """File of the keys that callers must send."""
 

@@ -10,12 +10,13 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from opentelemetry.trace import TracerProvider
 from starlette.routing import Route
 
-from attention_service.api import openapi, problems
+from attention_service.api import openapi, problems, traces
 from attention_service.api.compute import ComputeEndpoint, Operation
 from attention_service.api.metrics import Metrics
-from attention_service.api.middleware import CloseUnread, HeadAsGet, RequestId, RootPath
+from attention_service.api.middleware import CloseUnread, HeadAsGet, RequestId, RootPath, is_probe
 from attention_service.api.routes import light_routes, warnings
 from attention_service.attention.engine import Engine
 from attention_service.attention.sdpa import AttentionJob
@@ -29,7 +30,11 @@ from attention_wire.schemas import AttentionRequest, ModuleRequest, TextRequest
 logger = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    lifecycle: Lifecycle | None = None,
+    tracer_provider: TracerProvider | None = None,
+) -> FastAPI:
     """The service as an ASGI app.
 
     Modules are loaded when the app starts up; until then `/readyz` answers 503.
@@ -37,12 +42,18 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
     Args:
         settings: what it is started with.
         lifecycle: its state, handed in by a server that drains it.
+        tracer_provider: takes the spans, in place of the collector that the settings may ask for;
+            it stays open.
 
     Raises:
         EngineError: the settings name an execution provider that is not installed.
+        TracesError: the settings ask for traces, which cannot be sent.
     """
     engine = Engine(settings.provider, settings.threads)
     lifecycle = lifecycle or Lifecycle()
+    exporting = traces.exporting() if settings.traces and tracer_provider is None else None
+    tracer_provider = tracer_provider or exporting
+    tracer = tracer_provider.get_tracer(traces.SCOPE) if tracer_provider else None
     admission = Admission(
         settings.max_running,
         settings.max_waiting,
@@ -68,6 +79,8 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         lifecycle.ready()
         yield
         admission.close()
+        if exporting is not None:
+            await traces.close(exporting)
 
     app = FastAPIOffline(
         title="Attention service",
@@ -78,6 +91,7 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         redirect_slashes=False,  # it would send the caller wherever its Host header says
         static_url="/docs-assets",
         openapi_tags=openapi.TAGS,
+        telemetry=traces.telemetry(tracer_provider, is_probe),
     )
     app.include_router(light_routes(settings, engine, repository, lifecycle, metrics))
     operations: list[
@@ -99,7 +113,9 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         ),
     ]
     for operation in operations:
-        endpoint = ComputeEndpoint(operation, settings, admission, batching, lifecycle, metrics)
+        endpoint = ComputeEndpoint(
+            operation, settings, admission, batching, lifecycle, metrics, tracer
+        )
         app.router.routes.append(Route(operation.route, endpoint, methods=["POST"]))
     problems.install(app)
     openapi.install(app)

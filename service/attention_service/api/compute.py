@@ -9,15 +9,16 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from time import perf_counter
 from typing import Any, Generic, TypeVar
 
+from opentelemetry.trace import Tracer
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from attention_service.api.answers import BuffersResponse, answer_type, check_limits
 from attention_service.api.hang_up import HangUp
 from attention_service.api.metrics import Metrics
+from attention_service.api.phases import Attributes, Stopwatch
 from attention_service.api.problems import STATUS
 from attention_service.api.request_body import RequestBody, read_body
 from attention_service.attention.job import Job
@@ -38,24 +39,6 @@ Body = TypeVar("Body", AttentionRequest, ModuleRequest, TextRequest)
 _THREAD_BYTES = 128 * 1024
 # What proxies log for it too; no answer has this status, since nobody is there to read it.
 CALLER_GONE = 499
-
-
-class Stopwatch:
-    """Times of the phases of one call, for `Server-Timing` and the metrics."""
-
-    def __init__(self) -> None:
-        self.phases: dict[str, float] = {}
-        self._last = perf_counter()
-
-    def lap(self, phase: str, at: float | None = None) -> None:
-        """End a phase, now or when it was; the next one begins."""
-        now = perf_counter() if at is None else at
-        self.phases[phase] = now - self._last
-        self._last = now
-
-    def header(self) -> str:
-        """The value of `Server-Timing` (https://www.w3.org/TR/server-timing/), in ms."""
-        return ", ".join(f"{name};dur={s * 1e3:.3f}" for name, s in self.phases.items())
 
 
 @dataclass(frozen=True)
@@ -90,6 +73,7 @@ class ComputeEndpoint:
         batching: Batching,
         lifecycle: Lifecycle,
         metrics: Metrics,
+        tracer: Tracer | None = None,
     ) -> None:
         self._operation = operation
         self._settings = settings
@@ -97,6 +81,7 @@ class ComputeEndpoint:
         self._batching = batching
         self._lifecycle = lifecycle
         self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One call. Its problems are counted here and answered by the app's handlers."""
@@ -157,25 +142,24 @@ class ComputeEndpoint:
             partial(admission.check_room, caller),
         )
         media_type = answer_type(request, body.media_type)
-        watch = Stopwatch()
+        watch = held.enter_context(Stopwatch(self._tracer))
         job, tensor_format = await _aside(
             len(body.content), lambda: self._operation.prepare(body, request.path_params)
         )
         limits = settings.max_answer_bytes, admission.budget_bytes
         check_limits(job, media_type, tensor_format, *limits)
-        watch.lap("parse")
+        watch.lap("parse", lambda: {"attention.request_bytes": len(body.content)})
         with HangUp(request.receive, lifetime):
             computed = await held.enter_async_context(
-                self._batching.compute(job, caller, lifetime.is_over)
+                self._batching.compute(job, caller, lifetime.is_over, partial(_queued, watch, job))
             )
-            watch.lap("queue", computed.started)
-            watch.lap("compute")
             answer = computed.answer
+            watch.lap("compute", lambda: _described(job, answer))
             written = await _aside(
                 computed.tensor_bytes,
                 lambda: bodies.write(media_type, answer, "response", tensor_format),
             )
-        watch.lap("serialize")
+        watch.lap("serialize", lambda: {"attention.answer_bytes": sum(map(len, written.buffers))})
         self._metrics.time(self._operation.route, watch.phases)
         headers = {
             "Server-Timing": watch.header(),
@@ -212,3 +196,19 @@ Result = TypeVar("Result")
 async def _aside(size: int, work: Callable[[], Result]) -> Result:
     """Do work here, or in a thread where there is enough of it to hold others up."""
     return work() if size < _THREAD_BYTES else await asyncio.to_thread(work)
+
+
+def _queued(watch: Stopwatch, job: Job, until: float) -> None:
+    """A call has waited in the queue until its turn came, by ``perf_counter``."""
+    watch.lap(
+        "queue",
+        lambda: {"attention.small": job.is_small, "attention.peak_bytes": job.peak_bytes},
+        at=until,
+    )
+
+
+def _described(job: Job, answer: dict[str, Any]) -> Attributes:
+    """What ran, in names: the attributes of a computation's span."""
+    named = {"attention.module": answer.get("module"), "attention.provider": answer["provider"]}
+    given = {name: value for name, value in named.items() if value is not None}
+    return {**given, "attention.kernels": job.kernels}

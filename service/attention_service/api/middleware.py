@@ -9,11 +9,14 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from time import perf_counter
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from attention_service.api.traces import name_request
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +26,16 @@ _DRAIN_SECONDS = 1.0
 _DRAIN_BYTES = 64 * 2**20
 
 
-class RequestId:
-    """Echoes `X-Request-ID`, or makes one; the id stands in the scope's state and in the log.
+def is_probe(scope: MutableMapping[str, Any]) -> bool:
+    """Whether a request is one of those that ask every second whether the service is well."""
+    return scope["path"] in _PROBES
 
-    A line of the log names the request and its answer, never what they hold. What asks every
-    second whether the service is well is logged at the level of debugging.
+
+class RequestId:
+    """Echoes `X-Request-ID`, or makes one; it stands in the scope's state, the log and the trace.
+
+    A line of the log names the request and its answer, never what they hold. Probes are logged at
+    the level of debugging.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -41,6 +49,7 @@ class RequestId:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        name_request(request_id, scope["query_string"])
 
         started = perf_counter()
         status = 0
@@ -56,7 +65,7 @@ class RequestId:
             await self._app(scope, receive, send_with_id)
         finally:
             logger.log(
-                logging.DEBUG if scope["path"] in _PROBES else logging.INFO,
+                logging.DEBUG if is_probe(scope) else logging.INFO,
                 "%s %s %d %.1f ms %s",
                 scope["method"],
                 scope["raw_path"].decode("latin-1"),  # still escaped: no line can be forged

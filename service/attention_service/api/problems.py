@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from attention_service.api.traces import name_problem
 from attention_wire.bodies import PROBLEM
 from attention_wire.problems import TYPE_PREFIX, Code, ProblemDetails, ProblemError
 
@@ -53,6 +54,7 @@ STATUS: dict[Code, HTTPStatus] = {
 def problem_response(problem: ProblemError, request: Request) -> Response:
     """The `application/problem+json` answer to a problem."""
     status = STATUS[problem.code]
+    name_problem(problem.code)
     details = ProblemDetails(
         type=TYPE_PREFIX + problem.code,
         title=problem.code.replace("_", " ").capitalize(),

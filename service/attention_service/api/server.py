@@ -66,6 +66,7 @@ def serve(settings: Settings) -> None:
 
     Raises:
         EngineError: the execution provider is not installed.
+        TracesError: traces are asked for and cannot be sent.
     """
     if not give_back_freed():
         logger.info("memory that large calls took may stay with the process: not glibc")

@@ -53,6 +53,11 @@ class Job(Protocol):
         """Scores, padded, that it adds to a computation with others."""
         return 0
 
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Names of the kernels that are planned; none where a graph is a module's own."""
+        return ()
+
     def smaller(self, fits: Fits) -> str:
         """How to ask for less, a sentence for a caller whose answer or memory is too large.
 

@@ -93,6 +93,11 @@ class AttentionJob(Job):
     def batch_bytes(self) -> int:
         return math.prod(self.call.sizes.scores) * self.call.compute_dtype.itemsize
 
+    @property
+    @override
+    def kernels(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(step.kernel for step in self.plan.steps))
+
     @override
     def smaller(self, fits: Fits) -> str:
         for asked in _LESS if self.call.sizes.q_length else _LESS_OF_NO_ROWS:

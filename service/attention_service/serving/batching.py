@@ -40,12 +40,14 @@ class Computed:
     Attributes:
         answer: its fields.
         tensor_bytes: bytes of the answer's arrays.
-        started: when its turn came, by ``perf_counter``.
     """
 
     answer: Answer
     tensor_bytes: int
-    started: float
+
+
+def _unheard(_: float) -> None:
+    """Nobody asks when a turn came."""
 
 
 class Batching:
@@ -62,7 +64,11 @@ class Batching:
 
     @asynccontextmanager
     async def compute(
-        self, job: Job, caller: str = "", cancelled: Callable[[], bool] = never
+        self,
+        job: Job,
+        caller: str = "",
+        cancelled: Callable[[], bool] = never,
+        started: Callable[[float], None] = _unheard,
     ) -> AsyncIterator[Computed]:
         """Compute a job in its turn, and hold the memory of its answer while this is entered.
 
@@ -70,6 +76,7 @@ class Batching:
             job: what to compute.
             caller: whose call it is.
             cancelled: looked at between the job's tiles.
+            started: is told when its turn came, by ``perf_counter``, before it is computed.
 
         Raises:
             ProblemError: ``queue_full``, or what the numbers show.
@@ -80,13 +87,14 @@ class Batching:
             job.peak_bytes, caller, is_small=job.is_small, count=job.count, ride=ride
         )
         async with place_of_job as place:
+            started(place.started)
             if ride is None:
                 answer = await self._admission.run(partial(job.run, cancelled))
             else:
                 answer = await self._together(ride, place)
             size = _tensor_bytes(answer)
             place.computed(size)
-            yield Computed(answer, size, place.started)
+            yield Computed(answer, size)
 
     def _ride(self, job: Job, cancelled: Callable[[], bool]) -> Ride | None:
         key, size = job.batch_key, job.batch_bytes
