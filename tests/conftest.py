@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import uvicorn
+from opentelemetry import trace
+from opentelemetry.trace import TracerProvider
 from safetensors.numpy import save_file
 
 from attention_service.api.app import create_app
 from attention_service.attention.engine import Engine
 from attention_service.modules.exporters import export
 from attention_service.settings import Settings
+from tests.spans import ApplicationProvider, Recorder
 
 ROOT = Path(__file__).parents[1]
 GOLDENS = Path(__file__).parent / "goldens"
@@ -75,10 +78,9 @@ def engine() -> Engine:
 class RunningService:
     """A real uvicorn in a thread of this process."""
 
-    def __init__(self, settings: Settings) -> None:
-        config = uvicorn.Config(
-            create_app(settings), host="127.0.0.1", port=0, log_config=None, root_path=""
-        )
+    def __init__(self, settings: Settings, tracer_provider: TracerProvider | None = None) -> None:
+        app = create_app(settings, tracer_provider=tracer_provider)
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, root_path="")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
@@ -113,3 +115,31 @@ def start_service() -> Iterator[Callable[[Settings], RunningService]]:
 def service_url(modules: Path, start_service: Callable[[Settings], RunningService]) -> str:
     """The address of a service with the modules of the fixture `modules`."""
     return start_service(Settings(modules=modules, provider="cpu")).url
+
+
+@pytest.fixture(scope="session")
+def _application_provider() -> ApplicationProvider:
+    provider = ApplicationProvider()
+    trace.set_tracer_provider(provider)
+    return provider
+
+
+@pytest.fixture(scope="session")
+def _recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def recorder(_recorder: Recorder, _application_provider: ApplicationProvider) -> Iterator[Recorder]:
+    """Keeps the spans of this process as an application, and of the service that is traced."""
+    _recorder.clear()
+    with _application_provider.passing_to(_recorder):
+        yield _recorder
+
+
+@pytest.fixture(scope="session")
+def traced_url(modules: Path, _recorder: Recorder) -> Iterator[str]:
+    """The address of a service that the fixture `recorder` keeps the spans of."""
+    service = RunningService(Settings(modules=modules, provider="cpu"), _recorder.provider)
+    yield service.url
+    service.stop()

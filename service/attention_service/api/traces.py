@@ -93,4 +93,4 @@ def name_request(request_id: str, query: bytes) -> None:
 
 def name_problem(code: str) -> None:
     """Note the problem that a request is answered with on its span."""
-    trace.get_current_span().set_attribute("attention.problem", code)
+    trace.get_current_span().set_attribute("attention.problem", str(code))
