@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = {"attention_service", "fastapi", "onnx", "onnxruntime", "starlette", "uvicorn"}
+HEAVY = {
+    "attention_service", "fastapi", "onnx", "onnxruntime", "opentelemetry", "starlette", "uvicorn",
+}  # fmt: skip
 
 
 def modules_loaded_by(code: str) -> set[str]:
