@@ -14,6 +14,7 @@ from opentelemetry.trace import SpanKind
 from safetensors.numpy import save
 
 from attention_client import AsyncAttentionClient, AttentionClient
+from attention_client._messages import parse_server_timing
 from tests.api.support import ATTENTION, GOOD, SAFETENSORS, TEXT, Caller, head
 from tests.conftest import TEXT_MODULE
 from tests.spans import Recorder, attribute, is_error, names
@@ -81,6 +82,18 @@ def test_phases_follow_each_other_within_the_request(traced: Caller, recorder: R
         after is not None and before is not None and after >= before - slack
         for before, after in pairwise(times)
     )
+
+
+def test_a_phase_takes_as_long_as_the_answer_says(traced: Caller, recorder: Recorder) -> None:
+    tensors = {name: np.ones((1, 8, 1024, 64), np.float32) for name in ("query", "key", "value")}
+    body = save(tensors, metadata={"request": '{"return": {"weights": false}}'})
+    answer = traced.post(ATTENTION, body, Content_Type=SAFETENSORS)
+    told = parse_server_timing(answer.headers["Server-Timing"])
+    for phase in recorder.below(recorder.server()):
+        assert phase.start_time is not None
+        assert phase.end_time is not None
+        took = (phase.end_time - phase.start_time) / 1e6
+        assert took > told[phase.name] - 1  # two clocks
 
 
 def test_a_request_has_the_attributes_of_http_and_of_ours(

@@ -20,8 +20,9 @@ from attention_client import (
     NotFoundError,
     UnavailableError,
 )
+from attention_wire import bodies
 from tests.client.conftest import Ask
-from tests.client.scripted import Reply, ScriptedServer, attention_reply
+from tests.client.scripted import OUTPUT, Reply, ScriptedServer, attention_reply
 from tests.spans import Recorder, attribute, is_error, names
 
 ONE = [[1.0]], [[1.0]], [[5.0]]
@@ -208,18 +209,20 @@ def test_a_shard_that_fails_marks_the_whole(server: ScriptedServer, recorder: Re
 def test_an_application_that_does_not_trace_loads_and_sends_nothing(
     server: ScriptedServer,
 ) -> None:
-    server.script = [attention_reply(), attention_reply()]
+    fields = {"output": OUTPUT, "lse": OUTPUT[0], "provider": "CPUExecutionProvider"}
+    body = bodies.write(bodies.SAFETENSORS, fields, "response")
+    server.script = [Reply(200, bytes(body), body.media_type)] * 2
     code = """
 import sys
 from attention_client import AttentionClient
 with AttentionClient(sys.argv[1]) as client:
     client.attention([[1.0]], [[1.0]], [[5.0]])
-    client.attention([[1.0]], [[1.0]], [[5.0]], shards=[client], return_={"output": True})
-print(*(name for name in sys.modules if name.startswith("opentelemetry")))
+    client.attention([[1.0]], [[1.0]], [[5.0]], shards=[client])
+print("loaded:", *(name for name in sys.modules if name.startswith("opentelemetry")))
 """
     run = subprocess.run(
         [sys.executable, "-c", code, server.url], capture_output=True, text=True, check=False
     )
-    assert run.stdout.split() == []
-    assert len(server.received) == 2, run.stderr
+    assert run.stdout == "loaded:\n", run.stderr
+    assert len(server.received) == 2
     assert not any("traceparent" in sent.headers for sent in server.received)
