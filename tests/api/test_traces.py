@@ -277,7 +277,7 @@ def test_a_deadline_marks_the_request_and_its_phase(
     assert attribute(server, "error.type") == "504"
     assert attribute(server, "attention.problem") == "deadline"
     last = recorder.below(server)[-1]
-    assert is_error(last)
+    assert (last.name, is_error(last)) == ("compute", True)
     assert attribute(last, "error.type") == "deadline"
 
 
