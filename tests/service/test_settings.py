@@ -34,6 +34,7 @@ FIELDS: dict[str, tuple[str, Any, str | None]] = {
     "body_timeout": ("2.5", 2.5, "inf"),
     "drain_delay": ("0.5", 0.5, "-0.1"),
     "log_level": ("debug", "debug", "loud"),
+    "traces": ("true", True, "perhaps"),
     "api_keys_file": ("", None, "/etc/keys"),  # not in this version, and never ignored
 }
 WRONG = {name: wrong for name, (_, _, wrong) in FIELDS.items() if wrong is not None}
