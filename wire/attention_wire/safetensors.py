@@ -9,7 +9,7 @@ copies every tensor and knows no bfloat16 in numpy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -40,6 +40,20 @@ _LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 16 * 2**20
 
 
+class Layout(NamedTuple):
+    """What a header says of the bytes behind it.
+
+    Attributes:
+        tensors: name → dtype, shape, and where its bytes begin and end, in their order.
+        metadata: as it is.
+        data_bytes: of all tensors.
+    """
+
+    tensors: Mapping[str, tuple[np.dtype[Any], tuple[int, ...], int, int]]
+    metadata: Mapping[str, str]
+    data_bytes: int
+
+
 def read(body: Buffer) -> tuple[dict[str, Array], dict[str, str]]:
     """The tensors and the metadata of a safetensors body.
 
@@ -51,47 +65,76 @@ def read(body: Buffer) -> tuple[dict[str, Array], dict[str, str]]:
             fit, with the tensor's name; ``malformed_json`` or ``duplicate_field`` for the header.
     """
     view = memoryview(body).cast("B")
-    header, start = _header(view)
-    metadata = header.pop("__metadata__", {})
+    text = header(view)
+    found = layout(text)
+    return tensors(found, view[_LENGTH_BYTES + len(text) :]), dict(found.metadata)
+
+
+def header(body: memoryview) -> bytes:
+    """The header of a body, as it came.
+
+    Raises:
+        ProblemError: ``malformed_tensor``, where the lengths do not fit.
+    """
+    if len(body) < _LENGTH_BYTES:
+        raise _malformed(f"the body has {len(body)} bytes; its header's length alone takes 8")
+    length = int.from_bytes(body[:_LENGTH_BYTES], "little")
+    end = _LENGTH_BYTES + length
+    if length > MAX_HEADER_BYTES or end > len(body):
+        raise _malformed(
+            f"the first 8 bytes name a header of {length} bytes, but the body has {len(body)} "
+            f"and a header at most {MAX_HEADER_BYTES}"
+        )
+    return bytes(body[_LENGTH_BYTES:end])
+
+
+def layout(text: bytes) -> Layout:
+    """What a header says.
+
+    Raises:
+        ProblemError: as :func:`read` does.
+    """
+    found = documents.parse(text).value
+    if not isinstance(found, dict):
+        raise _malformed("the header must be a JSON object")
+    metadata = found.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _malformed("__metadata__ must be an object of strings")
-    data = view[start:]
-    tensors: dict[str, Array] = {}
     end = 0
-    entries = {name: _entry(name, entry) for name, entry in header.items()}
-    for name, (dtype, shape, begin, stop) in sorted(entries.items(), key=lambda e: e[1][2:]):
+    entries = {name: _entry(name, entry) for name, entry in found.items()}
+    in_order = dict(sorted(entries.items(), key=lambda item: item[1][2:]))
+    for name, (_, _, begin, stop) in in_order.items():
         if begin != end or stop < begin:
             raise _malformed(
                 f"tensor {name!r}: data_offsets [{begin}, {stop}] must begin at {end}, where the "
                 "tensor before ends: no holes, no overlaps",
                 name,
             )
+        end = stop
+    return Layout(in_order, metadata, end)
+
+
+def tensors(found: Layout, data: memoryview) -> dict[str, Array]:
+    """The tensors of a layout.
+
+    Args:
+        found: what the header says.
+        data: the bytes behind the header.
+
+    Raises:
+        ProblemError: ``malformed_tensor``, where the lengths do not fit.
+    """
+    arrays: dict[str, Array] = {}
+    for name, (dtype, shape, begin, stop) in found.tensors.items():
         if stop > len(data):
             raise _malformed(
                 f"tensor {name!r}: data_offsets end at {stop}, past the {len(data)} bytes of data",
                 name,
             )
-        tensors[name] = _tensor(name, data[begin:stop], dtype, shape)
-        end = stop
-    if end != len(data):
-        raise _malformed(f"{len(data) - end} bytes follow the last tensor")
-    return tensors, metadata
-
-
-def _header(view: memoryview) -> tuple[dict[str, Any], int]:
-    if len(view) < _LENGTH_BYTES:
-        raise _malformed(f"the body has {len(view)} bytes; its header's length alone takes 8")
-    length = int.from_bytes(view[:_LENGTH_BYTES], "little")
-    start = _LENGTH_BYTES + length
-    if length > MAX_HEADER_BYTES or start > len(view):
-        raise _malformed(
-            f"the first 8 bytes name a header of {length} bytes, but the body has {len(view)} "
-            f"and a header at most {MAX_HEADER_BYTES}"
-        )
-    header = documents.parse(view[_LENGTH_BYTES:start]).value
-    if not isinstance(header, dict):
-        raise _malformed("the header must be a JSON object")
-    return header, start
+        arrays[name] = _tensor(name, data[begin:stop], dtype, shape)
+    if found.data_bytes != len(data):
+        raise _malformed(f"{len(data) - found.data_bytes} bytes follow the last tensor")
+    return arrays
 
 
 def _entry(name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
