@@ -1,4 +1,4 @@
-"""The command line: serve, export, modules, check, attend."""
+"""The command line: serve, key, export, modules, check, attend."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from attention_service.attention.check import ALLOWED, CheckResult, check_provid
 from attention_service.attention.check import explain as explain_calls
 from attention_service.attention.engine import PROVIDERS, Engine, EngineError
 from attention_service.modules.repository import Repository
+from attention_service.serving.keys import KeysError, new_key
 from attention_service.settings import Settings
 from attention_wire import bodies
 from attention_wire.problems import ProblemError, dotted
@@ -139,6 +140,24 @@ def serve(
         run_server(settings)
     except (EngineError, TracesError) as error:
         raise _fail(error) from None
+    except KeysError as error:
+        _complain(f"ATTENTION_API_KEYS_FILE: {error}")
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def key(name: Annotated[str, typer.Argument(help="Whose key it is, as the log names it")]) -> None:
+    """Make a key: it goes to standard error once, its line for the file to standard output.
+
+    attention-service key alice >> keys
+    """
+    try:
+        made, line = new_key(name)
+    except KeysError as error:
+        _complain(error)
+        raise typer.Exit(2) from None
+    typer.echo(line)
+    typer.echo(f"the key of {name}, shown this once: {made}", err=True)
 
 
 @app.command()

@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     where the collector is, its SDK reads from variables of its own (``OTEL_…``)."""
 
     api_keys_file: Path | None = None
-    """File of the keys that callers must send."""
+    """File of the keys of which callers must send one; unset, anybody may call."""
 
     @field_validator("modules")
     @classmethod
@@ -111,13 +111,6 @@ class Settings(BaseSettings):
                 next(value.iterdir(), None)
         except OSError as error:
             raise ValueError(f"{value} cannot be listed: {error.strerror}") from None
-        return value
-
-    @field_validator("api_keys_file")
-    @classmethod
-    def _no_keys_yet(cls, value: Path | None) -> Path | None:
-        if value is not None:  # ignoring it would leave open what the operator meant to close
-            raise ValueError("keys are not supported by this version; leave it unset")
         return value
 
     @field_validator("root_path")

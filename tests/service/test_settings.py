@@ -27,6 +27,7 @@ FIELDS: dict[str, tuple[str, Any, str | None]] = {
     "max_body_bytes": ("4096", 4096, "1023"),
     "max_answer_bytes": ("8192", 8192, "many"),
     "memory_budget_bytes": ("2097152", 2**21, "1048575"),
+    "batch_bytes": ("0", 0, "-1"),
     "max_running": ("7", 7, "0"),
     "max_waiting": ("0", 0, "-1"),
     "max_wait": ("0.5", 0.5, "-1"),
@@ -35,7 +36,7 @@ FIELDS: dict[str, tuple[str, Any, str | None]] = {
     "drain_delay": ("0.5", 0.5, "-0.1"),
     "log_level": ("debug", "debug", "loud"),
     "traces": ("true", True, "perhaps"),
-    "api_keys_file": ("", None, "/etc/keys"),  # not in this version, and never ignored
+    "api_keys_file": ("/etc/keys", Path("/etc/keys"), None),
 }
 WRONG = {name: wrong for name, (_, _, wrong) in FIELDS.items() if wrong is not None}
 

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from attention_service.api import openapi, problems, traces
 from attention_service.api.compute import ComputeEndpoint, Operation
+from attention_service.api.guard import RequireKey, SecurityHeaders
 from attention_service.api.metrics import Metrics
 from attention_service.api.middleware import CloseUnread, HeadAsGet, RequestId, RootPath, is_probe
 from attention_service.api.routes import light_routes, warnings
@@ -23,6 +24,7 @@ from attention_service.attention.sdpa import AttentionJob
 from attention_service.modules.repository import Repository
 from attention_service.serving.admission import Admission
 from attention_service.serving.batching import Batching
+from attention_service.serving.keys import Keys
 from attention_service.serving.lifecycle import Lifecycle
 from attention_service.settings import Settings
 from attention_wire.schemas import AttentionRequest, ModuleRequest, TextRequest
@@ -47,8 +49,10 @@ def create_app(
 
     Raises:
         EngineError: the settings name an execution provider that is not installed.
+        KeysError: the file of keys cannot be used.
         TracesError: the settings ask for traces, which cannot be sent.
     """
+    keys = None if settings.api_keys_file is None else Keys(settings.api_keys_file)
     engine = Engine(settings.provider, settings.threads)
     lifecycle = lifecycle or Lifecycle()
     exporting = traces.exporting() if settings.traces and tracer_provider is None else None
@@ -119,6 +123,9 @@ def create_app(
         app.router.routes.append(Route(operation.route, endpoint, methods=["POST"]))
     problems.install(app)
     openapi.install(app)
+    if keys is not None:
+        app.add_middleware(RequireKey, keys)
+    app.add_middleware(SecurityHeaders)
     app.add_middleware(RootPath, settings.root_path)
     app.add_middleware(HeadAsGet)
     app.add_middleware(CloseUnread)

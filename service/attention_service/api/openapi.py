@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from attention_service.api import examples
+from attention_service.api.guard import is_open
 from attention_service.api.problems import STATUS
 from attention_wire import schemas
 from attention_wire.bodies import JSON, PROBLEM, SAFETENSORS
@@ -35,6 +36,7 @@ TAGS = [
     {"name": "service", "description": "What runs here, and whether it is well"},
 ]
 
+_KEY = "key"
 _REF = "#/components/schemas/{model}"
 _MODELS: tuple[type[BaseModel], ...] = (
     schemas.AttentionRequest,
@@ -57,6 +59,7 @@ _COMPUTE_PROBLEMS = (
 _TITLES = {
     Code.MALFORMED_JSON: "The body cannot be parsed",
     Code.UNKNOWN_MODULE: "There is no such module",
+    Code.UNAUTHORIZED: "The service asks for keys, and none of them was sent",
     Code.BODY_TIMEOUT: "The body comes too slowly",
     Code.BODY_TOO_LARGE: "Body, answer or memory would be over its limit",
     Code.UNSUPPORTED_MEDIA_TYPE: "A Content-Type or Content-Encoding that is not taken",
@@ -138,6 +141,18 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
             module=True,
         ),
     }
+    document["components"]["securitySchemes"] = {
+        _KEY: {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "A key of the operator's, where `/v1/info` says that keys are asked for",
+        }
+    }
+    for path, item in document["paths"].items():
+        if not is_open(path):
+            for operation in item.values():
+                operation["security"] = [{}, {_KEY: []}]
+                operation["responses"] |= _problem(Code.UNAUTHORIZED)
     document["paths"][MODULE_ATTENTION]["post"]["parameters"].append(
         {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
     )
@@ -205,6 +220,8 @@ def _content(model: type[BaseModel], member: str) -> dict[str, Any]:
 
 def _problem(code: Code) -> dict[str, Any]:
     headers: dict[str, Any] = dict(_ID_HEADER)
+    if code is Code.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = {"description": "Bearer", "schema": {"type": "string"}}
     if code in (Code.QUEUE_FULL, Code.NOT_READY):
         headers["Retry-After"] = {
             "description": "Seconds to wait",

@@ -67,6 +67,8 @@ def problem_response(problem: ProblemError, request: Request) -> Response:
     headers = {}
     if problem.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(problem.retry_after))
+    if problem.code is Code.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
     # Names that a caller made up are echoed, and may hold what UTF-8 cannot.
     body = orjson.dumps(details.model_dump())
     return Response(body, status, headers, PROBLEM)

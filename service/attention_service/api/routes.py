@@ -48,7 +48,7 @@ def light_routes(
                 memory_bytes=settings.memory_budget_bytes,
                 json_depth=MAX_DEPTH,
             ),
-            keys_required=False,
+            keys_required=settings.api_keys_file is not None,
             warnings=warnings(settings),
         )
 
@@ -99,6 +99,6 @@ def _page() -> str:
 
 def warnings(settings: Settings) -> list[str]:
     """What an operator should look at."""
-    if settings.host in _LOOPBACK:
+    if settings.host in _LOOPBACK or settings.api_keys_file is not None:
         return []
     return [f"serving {settings.host}, an address other than loopback, without keys"]

@@ -66,6 +66,7 @@ def serve(settings: Settings) -> None:
 
     Raises:
         EngineError: the execution provider is not installed.
+        KeysError: the file of keys cannot be used.
         TracesError: traces are asked for and cannot be sent.
     """
     if not give_back_freed():

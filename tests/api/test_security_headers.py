@@ -1,0 +1,46 @@
+"""Security headers: on every answer, and such that the pages still work."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+import pytest
+
+OF_ALL = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+DATA = ("/v1/info", "/v1/modules", "/healthz", "/metrics", "/openapi.json", "/nothing/here")
+PAGES = ("/", "/docs")
+
+
+@pytest.mark.parametrize("path", DATA)
+def test_data_is_nothing_that_a_browser_runs_or_keeps(service_url: str, path: str) -> None:
+    answer = httpx.get(service_url + path)
+    assert {name: answer.headers[name] for name in OF_ALL} == OF_ALL
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("body", ['{"query": [[1]], "key": [[1]], "value": [[1]]}', "{"])
+def test_answers_and_problems_of_calls_have_them(service_url: str, body: str) -> None:
+    answer = httpx.post(f"{service_url}/v1/attention", content=body)
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_pages_take_nothing_from_elsewhere(service_url: str, path: str) -> None:
+    answer = httpx.get(service_url + path)
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'self'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert {name: answer.headers[name] for name in OF_ALL} == OF_ALL
+    # What the page asks for is what its policy allows: its own, or an image in the page.
+    for source in re.findall(r'(?:src|href)="([^"]+)"', answer.text):
+        is_own = source.startswith(("/", "#", "data:")) and not source.startswith("//")
+        is_link = f'<a href="{source}"' in answer.text
+        assert is_own or is_link, source
