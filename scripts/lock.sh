@@ -13,5 +13,6 @@ compile() {
 }
 
 echo "hatchling>=1.27" | compile build.txt -
+printf 'pip-audit>=2.9\ncyclonedx-bom>=7\n' | compile audit.txt -
 compile server.txt --extra server pyproject.toml
 compile dev.txt --extra server --extra otel --group dev pyproject.toml
