@@ -7,6 +7,7 @@ where a tile lies inside. Everything else becomes a bias, made for one tile at a
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,11 @@ class Masking:
     key_positions: Array
     query_documents: Array | None
     key_documents: Array | None
+
+    @property
+    def seen(self) -> Hashable:
+        """Which keys each row may see by position: equal for calls that see the same."""
+        return None if self.band is None else (self.band.low.tobytes(), self.band.high.tobytes())
 
     @property
     def has_bias(self) -> bool:

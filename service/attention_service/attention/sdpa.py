@@ -80,13 +80,12 @@ class AttentionJob(Job):
     @property
     @override
     def batch_key(self) -> Hashable | None:
-        call, band = self.call, self.call.masking.band
+        call = self.call
         if not self.is_small or not call.is_stackable:
             return None
         shapes = call.query.shape, call.key.shape, call.value.shape
-        seen = None if band is None else (band.low.tobytes(), band.high.tobytes())
         factors = call.scale, call.softcap, call.dtype, call.compute_dtype
-        return AttentionJob, shapes, seen, factors, call.rank, call.wants
+        return AttentionJob, shapes, call.masking.seen, factors, call.rank, call.wants
 
     @property
     @override

@@ -132,14 +132,8 @@ class MultiHeadJob(Job):
         if not (is_bare and self.is_small):
             return None
         shapes = query.shape, key.shape, value.shape
-        return (
-            self._module,
-            shapes,
-            query.dtype,
-            self._masking.band is None,
-            self._scale,
-            *self._wanted,
-        )
+        options = query.dtype, self._masking.seen, self._scale
+        return self._module, shapes, options, tuple(self._wanted)
 
     @property
     @override
