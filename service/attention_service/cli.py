@@ -18,8 +18,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
+from attention_service import logs
 from attention_service.api import local
 from attention_service.api.server import serve as run_server
+from attention_service.api.supervisor import supervise
 from attention_service.api.traces import TracesError
 from attention_service.attention.check import ALLOWED, CheckResult, check_provider
 from attention_service.attention.check import explain as explain_calls
@@ -109,12 +111,14 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one")] = None,
     modules: ModulesOption = None,
     provider: ProviderOption = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that serve; default: 1")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads; default: the CPU limit")] = None,
     root_path: Annotated[str | None, typer.Option(help="Prefix that a proxy takes off")] = None,
     drain_delay: Annotated[
         float | None, typer.Option(help="Seconds of service after SIGTERM")
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text, or json: an object a line")] = None,
     traces: Annotated[
         bool | None,
         typer.Option("--traces/--no-traces", help="Send spans to an OpenTelemetry collector"),
@@ -126,16 +130,17 @@ def serve(
         port=port,
         modules=modules,
         provider=provider,
+        workers=workers,
         threads=threads,
         root_path=root_path,
         drain_delay=drain_delay,
         log_level=log_level,
+        log_format=log_format,
         traces=traces,
     )
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    logs.configure(settings.log_level, settings.log_format)
+    if settings.workers > 1:
+        raise typer.Exit(supervise(settings))
     try:
         run_server(settings)
     except (EngineError, TracesError) as error:

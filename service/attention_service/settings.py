@@ -10,8 +10,11 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from attention_service import resources
+from attention_service.logs import LogFormat
 
 MEBIBYTE = 2**20
+# What workers divide → the least that each has.
+_DIVIDED = {"threads": 1, "max_running": 1, "max_waiting": 1, "memory_budget_bytes": MEBIBYTE}
 ProviderName: TypeAlias = Literal[
     "auto", "cpu", "cuda", "tensorrt", "rocm", "migraphx", "openvino", "dnnl", "coreml", "directml"
 ]
@@ -53,6 +56,9 @@ class Settings(BaseSettings):
 
     provider: ProviderName = "auto"
     """Execution provider of ONNX Runtime; ``auto`` takes the fastest that is installed."""
+
+    workers: int = Field(default=1, ge=1, le=64)
+    """Processes that serve; threads, places, queue and memory are divided among them."""
 
     threads: int = Field(default_factory=resources.cpu_count, ge=1)
     """Intra-op threads of a session; by default what the cgroup's cpu.max allows."""
@@ -100,8 +106,20 @@ class Settings(BaseSettings):
     """Whether spans of each call are sent to an OpenTelemetry collector. Needs the extra ``otel``;
     where the collector is, its SDK reads from variables of its own (``OTEL_…``)."""
 
+    log_format: LogFormat = "text"
+    """Lines for people, or ``json``: an object a line."""
+
     api_keys_file: Path | None = None
     """File of the keys of which callers must send one; unset, anybody may call."""
+
+    def of_a_worker(self) -> Settings:
+        """The settings of one of several workers: its share of what is divided."""
+        shares = {
+            name: max(least, getattr(self, name) // self.workers)
+            for name, least in _DIVIDED.items()
+            if getattr(self, name) >= least  # a queue of none is one
+        }
+        return self.model_copy(update=shares)
 
     @field_validator("modules")
     @classmethod

@@ -22,6 +22,7 @@ FIELDS: dict[str, tuple[str, Any, str | None]] = {
     "modules": ("/srv/modules", Path("/srv/modules"), __file__),
     "text_module": ("mine", "mine", None),
     "provider": ("cuda", "cuda", "gpu"),
+    "workers": ("4", 4, "0"),
     "threads": ("3", 3, "0"),
     "root_path": ("/attention", "/attention", None),
     "max_body_bytes": ("4096", 4096, "1023"),
@@ -35,6 +36,7 @@ FIELDS: dict[str, tuple[str, Any, str | None]] = {
     "body_timeout": ("2.5", 2.5, "inf"),
     "drain_delay": ("0.5", 0.5, "-0.1"),
     "log_level": ("debug", "debug", "loud"),
+    "log_format": ("json", "json", "xml"),
     "traces": ("true", True, "perhaps"),
     "api_keys_file": ("/etc/keys", Path("/etc/keys"), None),
 }
@@ -146,10 +148,13 @@ def test_only_the_settings_read_the_environment() -> None:
         for path in SERVICE.rglob("*.py")
         if uses_the_environment(ast.parse(path.read_text()))
     }
-    # The package itself only sets two variables, for ONNX Runtime and for numpy.
-    assert readers == {"settings.py", "__init__.py"}
+    # The package itself only sets two variables, for ONNX Runtime and for numpy, and the
+    # supervisor one, for the metrics of its workers.
+    assert readers == {"settings.py", "__init__.py", "api/supervisor.py"}
     package = (SERVICE / "__init__.py").read_text()
     assert package.count("environ") == package.count("environ.setdefault(") == 2
+    supervisor = (SERVICE / "api" / "supervisor.py").read_text()
+    assert supervisor.count("environ") == supervisor.count('environ["PROMETHEUS_MULTIPROC_DIR"] =')
 
 
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "envvar"}

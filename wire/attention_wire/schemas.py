@@ -404,6 +404,7 @@ class ServiceInfo(_Answer):
     provider: str = Field(description="The execution provider in use")
     available_providers: list[str]
     threads: int = Field(description="Intra-op threads of a session")
+    workers: int = Field(description="Processes that serve; threads and limits are of each")
     limits: Limits
     keys_required: bool
     warnings: list[str] = Field(default=[], description="What an operator should look at")

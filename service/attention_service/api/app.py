@@ -17,7 +17,14 @@ from attention_service.api import openapi, problems, traces
 from attention_service.api.compute import ComputeEndpoint, Operation
 from attention_service.api.guard import RequireKey, SecurityHeaders
 from attention_service.api.metrics import Metrics
-from attention_service.api.middleware import CloseUnread, HeadAsGet, RequestId, RootPath, is_probe
+from attention_service.api.middleware import (
+    CloseLeaving,
+    CloseUnread,
+    HeadAsGet,
+    RequestId,
+    RootPath,
+    is_probe,
+)
 from attention_service.api.routes import light_routes, warnings
 from attention_service.attention.engine import Engine
 from attention_service.attention.sdpa import AttentionJob
@@ -129,5 +136,6 @@ def create_app(
     app.add_middleware(RootPath, settings.root_path)
     app.add_middleware(HeadAsGet)
     app.add_middleware(CloseUnread)
+    app.add_middleware(CloseLeaving, lifecycle)
     app.add_middleware(RequestId)
     return app

@@ -16,7 +16,8 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from attention_service.api.traces import name_request
+from attention_service.api.traces import name_request, trace_of_request
+from attention_service.serving.lifecycle import Lifecycle
 
 logger = logging.getLogger(__name__)
 
@@ -64,15 +65,45 @@ class RequestId:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            logger.log(
-                logging.DEBUG if is_probe(scope) else logging.INFO,
-                "%s %s %d %.1f ms %s",
-                scope["method"],
-                scope["raw_path"].decode("latin-1"),  # still escaped: no line can be forged
-                status,
-                (perf_counter() - started) * 1e3,
-                request_id,
-            )
+            level = logging.DEBUG if is_probe(scope) else logging.INFO
+            if logger.isEnabledFor(level):
+                _log(level, scope, status, perf_counter() - started)
+
+
+def _log(level: int, scope: Scope, status: int, seconds: float) -> None:
+    state = scope["state"]
+    fields = {
+        "method": scope["method"],
+        "path": scope["raw_path"].decode("latin-1"),  # still escaped: no line can be forged
+        "status": status,
+        "duration_ms": round(seconds * 1e3, 3),
+        "request_id": state["request_id"],
+    }
+    line = "%(method)s %(path)s %(status)d %(duration_ms).1f ms %(request_id)s"
+    client = scope["client"]
+    known = {"caller": state.get("caller") or (client[0] if client else ""), **trace_of_request()}
+    logger.log(level, line, fields, extra={**fields, **known})
+
+
+class CloseLeaving:
+    """Closes connections with their next answer, once this process is about to end.
+
+    Whoever keeps one alive then asks elsewhere, and finds no connection closed under a request.
+    """
+
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
+        self._app = app
+        self._lifecycle = lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+
+        async def send_closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._lifecycle.is_leaving:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self._app(scope, receive, send_closing if scope["type"] == "http" else send)
 
 
 class HeadAsGet:

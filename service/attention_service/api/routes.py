@@ -42,6 +42,7 @@ def light_routes(
             provider=engine.provider,
             available_providers=engine.available,
             threads=engine.threads,
+            workers=settings.workers,
             limits=Limits(
                 body_bytes=settings.max_body_bytes,
                 answer_bytes=settings.max_answer_bytes,

@@ -1,11 +1,13 @@
-"""The process: uvicorn around the app, and an orderly end."""
+"""The process that serves: uvicorn around the app, and an orderly end."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import signal
+import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
@@ -22,14 +24,18 @@ logger = logging.getLogger(__name__)
 # Longer than load balancers keep an idle connection (60 s as a rule): the side that
 # closes first must be theirs, or they send a request into a closed connection.
 KEEP_ALIVE_SECONDS = 75
+# How long a process that another takes the place of waits for kept-alive connections to ask once
+# more, and be told that theirs closes.
+LEAVE_SECONDS = 5.0
+_LOOK_SECONDS = 0.05
 
 
 class Server(uvicorn.Server):
     """A uvicorn server that drains on SIGTERM.
 
-    Readiness ends at once; the service goes on for ``drain_delay`` while balancers notice,
-    then finishes what it has taken and ends with status 0; SIGINT (Ctrl-C) does the same
-    without the delay. A second signal kills it, whatever it is computing.
+    Readiness ends at once; the service goes on for ``drain_delay`` while balancers notice, each
+    answer closing its connection, then finishes what it has taken and ends with status 0. SIGINT
+    (Ctrl-C) does the same without the delay. A second signal kills it, whatever it is computing.
     """
 
     def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_delay: float) -> None:
@@ -47,32 +53,78 @@ class Server(uvicorn.Server):
             signal.raise_signal(sig)
         self._was_told = True
         # Not here: a signal may come while the log is being written, which is not reentrant.
-        asyncio.get_running_loop().call_soon_threadsafe(self._end, sig)
+        asyncio.get_running_loop().call_soon_threadsafe(
+            self.drain if sig == signal.SIGTERM else self.stop
+        )
 
-    def _end(self, sig: int) -> None:
-        if sig == signal.SIGTERM and self._lifecycle.is_ready:
-            logger.info("draining for %.1f s", self._drain_delay)
-            self._lifecycle.drain()
-            asyncio.get_running_loop().call_later(self._drain_delay, self._stop)
-        else:
-            self._stop()
+    def drain(self) -> None:
+        """Say that this is not ready, go on for the delay, and end."""
+        if not self._lifecycle.is_ready:
+            self.stop()
+            return
+        logger.info("draining for %.1f s", self._drain_delay)
+        self._lifecycle.drain()
+        asyncio.get_running_loop().call_later(self._drain_delay, self.stop)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Finish what was taken, and end."""
         self.should_exit = True
 
 
-def serve(settings: Settings) -> None:
-    """Serve until a signal ends it.
+class Worker(Server):
+    """A server that is one of several over one socket; its supervisor tells it what to do.
+
+    Args:
+        is_ready: called once it serves.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        lifecycle: Lifecycle,
+        drain_delay: float,
+        is_ready: Callable[[], None],
+    ) -> None:
+        super().__init__(config, lifecycle, drain_delay)
+        self._tell_ready = is_ready
+        self._leaving: asyncio.Task[None] | None = None
+
+    @override
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn."""
+        await super().startup(sockets)
+        self._tell_ready()
+
+    @override
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by uvicorn. Ctrl-C reaches every process of a terminal, the supervisor too."""
+        if sig != signal.SIGINT:
+            super().handle_exit(sig, frame)
+
+    def leave(self) -> None:
+        """Take no more connections, answer those there are, and end: others go on."""
+        self._lifecycle.leave()
+        for server in self.servers:
+            server.close()
+        self._leaving = asyncio.get_running_loop().create_task(self._wait_for_connections())
+
+    async def _wait_for_connections(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                while self.server_state.connections:  # noqa: ASYNC110  uvicorn tells nobody
+                    await asyncio.sleep(_LOOK_SECONDS)
+        self.stop()
+
+
+def config_of(settings: Settings, lifecycle: Lifecycle) -> uvicorn.Config:
+    """How uvicorn serves the app of these settings.
 
     Raises:
         EngineError: the execution provider is not installed.
         KeysError: the file of keys cannot be used.
         TracesError: traces are asked for and cannot be sent.
     """
-    if not give_back_freed():
-        logger.info("memory that large calls took may stay with the process: not glibc")
-    lifecycle = Lifecycle()
-    config = uvicorn.Config(
+    return uvicorn.Config(
         create_app(settings, lifecycle),
         host=settings.host,
         port=settings.port,
@@ -85,8 +137,29 @@ def serve(settings: Settings) -> None:
         # Trusting X-Forwarded-* is the operator's choice, and nothing here needs it.
         proxy_headers=False,
     )
-    server = Server(config, lifecycle, settings.drain_delay)
+
+
+def serve(settings: Settings) -> None:
+    """Serve in this process until a signal ends it.
+
+    Raises:
+        EngineError: the execution provider is not installed.
+        KeysError: the file of keys cannot be used.
+        TracesError: traces are asked for and cannot be sent.
+    """
+    if not give_back_freed():
+        logger.info("memory that large calls took may stay with the process: not glibc")
+    lifecycle = Lifecycle()
+    server = Server(config_of(settings, lifecycle), lifecycle, settings.drain_delay)
+    signal.signal(signal.SIGHUP, _explain)
     with suppress(SystemExit):  # how uvicorn ends where it cannot start
         server.run()
     if not server.started:
         sys.exit(1)  # why is in the log
+
+
+def _explain(_: int, __: FrameType | None) -> None:
+    """SIGHUP would end a process that does not handle it."""
+    asyncio.get_running_loop().call_soon_threadsafe(
+        logger.warning, "SIGHUP restarts workers one after the other; this is the only one"
+    )

@@ -91,6 +91,12 @@ def name_request(request_id: str, query: bytes) -> None:
         span.set_attribute("url.query", "REDACTED")
 
 
+def trace_of_request() -> dict[str, str]:
+    """The id of the trace that the request is part of, for its line in the log."""
+    context = trace.get_current_span().get_span_context()
+    return {"trace_id": trace.format_trace_id(context.trace_id)} if context.is_valid else {}
+
+
 def name_problem(code: str) -> None:
     """Note the problem that a request is answered with on its span."""
     trace.get_current_span().set_attribute("attention.problem", str(code))
