@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -67,6 +68,14 @@ def _tiny_module(path: Path) -> Path:
     path.parent.mkdir()
     save_file({n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}, path)
     return path
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The environment without the settings, colours and caches of who runs the tests."""
+    others = ("ATTENTION_", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "XDG_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+    return kept | {"HOME": str(tmp_path)}
 
 
 @pytest.fixture(scope="session")

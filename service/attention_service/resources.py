@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+PROCESS_STATUS = Path("/proc/self/status")
 PROCESS_GROUPS = Path("/proc/self/cgroup")
 
 
@@ -39,6 +40,15 @@ def memory_bytes(root: Path = CGROUP_ROOT, groups: Path = PROCESS_GROUPS) -> int
             if word.isdecimal():
                 limits.append(int(word))
     return min(limits)
+
+
+def resident_bytes(status: Path = PROCESS_STATUS) -> int:
+    """Bytes of memory that this process has in use; 0 where the system does not tell."""
+    for line in _read(status).splitlines():
+        name, _, value = line.partition(":")
+        if name == "VmRSS":
+            return 1024 * int(value.split()[0])
+    return 0
 
 
 def _levels(root: Path, groups: Path, controller: str) -> Iterator[Path]:

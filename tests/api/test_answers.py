@@ -230,7 +230,7 @@ def test_calls_are_counted_by_route_status_and_code(caller: Caller) -> None:
 
 def test_phases_are_timed_and_queues_are_gauged(caller: Caller) -> None:
     def timed(suffix: str) -> float:
-        labels = (("phase", "compute"), ("route", ATTENTION))
+        labels = (("module", "sdpa"), ("phase", "compute"))
         return samples(caller).get((f"attention_phase_seconds_{suffix}", labels), 0)
 
     count, seconds = timed("count"), timed("sum")

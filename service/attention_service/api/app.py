@@ -72,8 +72,8 @@ def create_app(
         max_small=max(2, settings.threads),
         max_wait=settings.max_wait,
     )
-    batching = Batching(admission, settings.batch_bytes)
-    metrics = Metrics(admission)
+    metrics = Metrics(admission, engine, is_shared=settings.workers > 1)
+    batching = Batching(admission, settings.batch_bytes, metrics.computed)
     loaded = Repository({}, {}, settings.text_module, settings.modules)
 
     def repository() -> Repository:
@@ -88,7 +88,9 @@ def create_app(
             Repository.open, settings.modules, engine, settings.text_module
         )
         lifecycle.ready()
+        refreshing = asyncio.create_task(metrics.keep_fresh())
         yield
+        refreshing.cancel()
         admission.close()
         if exporting is not None:
             await traces.close(exporting)

@@ -160,7 +160,8 @@ class ComputeEndpoint:
                 lambda: bodies.write(media_type, answer, "response", tensor_format),
             )
         watch.lap("serialize", lambda: {"attention.answer_bytes": sum(map(len, written.buffers))})
-        self._metrics.time(self._operation.route, watch.phases)
+        self._metrics.time(job.module, watch.phases)
+        self._metrics.moved(len(body.content), sum(map(len, written.buffers)))
         headers = {
             "Server-Timing": watch.header(),
             "X-Attention-Provider": str(answer["provider"]),

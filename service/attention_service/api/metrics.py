@@ -1,49 +1,157 @@
-"""Prometheus metrics, one registry for each app."""
+"""Prometheus metrics: of this process, or of all workers together.
+
+docs/metrics.md tells what each of them says. Workers write what they count into files that they
+share, and whichever is asked adds up those of all; a gauge of another is a second old at most.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
 
+from attention_service.attention.engine import Engine
+from attention_service.attention.job import Job
+from attention_service.resources import resident_bytes
 from attention_service.serving.admission import Admission
 
 CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8; escaping=underscores"
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_PARTS = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
+_REFRESH_SECONDS = 1.0
+
+
+class _Watched(NamedTuple):
+    gauge: Gauge
+    value: Callable[[], float]
 
 
 class Metrics:
-    """What is counted and timed."""
+    """What is counted and timed.
 
-    def __init__(self, admission: Admission) -> None:
-        self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "attention_requests",
-            "Answers, by route, status and problem code (empty where there was none)",
-            ["route", "status", "code"],
-            registry=self.registry,
+    Args:
+        admission: its queue and memory are told.
+        engine: its sessions are told.
+        is_shared: whether this is one of several workers; the library was then told of a folder
+            by its own variable.
+    """
+
+    def __init__(self, admission: Admission, engine: Engine, *, is_shared: bool = False) -> None:
+        # They are a second series for each, which nobody asks for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._is_shared = is_shared
+        self._registry = CollectorRegistry()
+        self._requests = self._counter(
+            "attention_requests", "Answers of compute routes", "route", "status", "code"
         )
-        self._phases = Histogram(
-            "attention_phase_seconds",
-            "Time of answered calls, by route and phase",
-            ["route", "phase"],
-            buckets=_SECONDS,
-            registry=self.registry,
+        self._received = self._counter("attention_received_bytes", "Bodies of requests")
+        self._sent = self._counter("attention_sent_bytes", "Bodies of answers to compute calls")
+        self._phases = self._histogram(
+            "attention_phase_seconds", "Time of answered calls", _SECONDS, "module", "phase"
         )
-        waiting = Gauge("attention_queue_size", "Calls that wait", registry=self.registry)
-        waiting.set_function(lambda: admission.waiting)
-        running = Gauge("attention_running", "Calls that compute", registry=self.registry)
-        running.set_function(lambda: admission.running)
+        self._batch_size = self._histogram(
+            "attention_batch_size", "Calls and texts computed together", _SIZES, "module"
+        )
+        self._batch_fill = self._histogram(
+            "attention_batch_fill_ratio", "Part of a batch that is no padding", _PARTS, "module"
+        )
+        self._watched = [
+            self._watch("attention_queue_size", "Calls that wait", lambda: admission.waiting),
+            self._watch("attention_running", "Places that compute", lambda: admission.running),
+            self._watch("attention_sessions", "Sessions cached", lambda: engine.cached_sessions),
+            self._watch(
+                "attention_memory_predicted_bytes",
+                "Memory that large calls hold, as predicted",
+                lambda: admission.used_bytes,
+            ),
+            self._watch(
+                "attention_memory_budget_bytes",
+                "Memory that large calls may hold",
+                lambda: admission.budget_bytes,
+            ),
+            self._watch("attention_memory_resident_bytes", "Memory in use", resident_bytes),
+        ]
+        about = Gauge(
+            "attention_info",
+            "1; what serves stands in the labels",
+            ["version", "provider"],
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
+        about.labels(version("attention-service"), engine.provider).set(1)
+        self._of_module: dict[str, dict[str, Histogram]] = {}
 
     def count(self, route: str, status: int, code: str = "") -> None:
         """Count one answer of a compute route."""
         self._requests.labels(route, str(status), code).inc()
 
-    def time(self, route: str, phases: Mapping[str, float]) -> None:
-        """Record the seconds of each phase of one call."""
+    def time(self, module: str, phases: Mapping[str, float]) -> None:
+        """Record the seconds of each phase of one call.
+
+        Args:
+            module: of those that are loaded, or the name of plain attention.
+            phases: name → seconds.
+        """
+        histograms = self._of_module.get(module)
+        if histograms is None:
+            histograms = {phase: self._phases.labels(module, phase) for phase in phases}
+            self._of_module[module] = histograms
         for phase, seconds in phases.items():
-            self._phases.labels(route, phase).observe(seconds)
+            histograms[phase].observe(seconds)
+
+    def moved(self, received: int, sent: int) -> None:
+        """Count the bytes of a call's bodies."""
+        self._received.inc(received)
+        self._sent.inc(sent)
+
+    def computed(self, jobs: Sequence[Job]) -> None:
+        """Record a batch."""
+        module, size = jobs[0].module, sum(job.count for job in jobs)
+        longest = max(job.batch_bytes / job.count for job in jobs)
+        fill = sum(job.score_bytes for job in jobs) / (longest * size) if longest else 1.0
+        self._batch_size.labels(module).observe(size)
+        self._batch_fill.labels(module).observe(fill)
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        self.refresh()
+        if not self._is_shared:
+            return generate_latest(self._registry)
+        of_all = CollectorRegistry()
+        MultiProcessCollector(of_all)  # type: ignore[no-untyped-call]
+        return generate_latest(of_all)
+
+    def refresh(self) -> None:
+        """Look at what is not counted but watched."""
+        for gauge, value in self._watched:
+            gauge.set(value())
+
+    async def keep_fresh(self) -> None:
+        """Let the other workers see what is watched here."""
+        while self._is_shared:
+            self.refresh()
+            await asyncio.sleep(_REFRESH_SECONDS)
+
+    def _counter(self, name: str, says: str, *labels: str) -> Counter:
+        return Counter(name, says, labels, registry=self._registry)
+
+    def _histogram(
+        self, name: str, says: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
+        return Histogram(name, says, labels, buckets=buckets, registry=self._registry)
+
+    def _watch(self, name: str, says: str, value: Callable[[], float]) -> _Watched:
+        gauge = Gauge(name, says, registry=self._registry, multiprocess_mode="livesum")
+        return _Watched(gauge, value)

@@ -192,6 +192,11 @@ class Engine:
             self._sessions[spec] = session
             return session
 
+    @property
+    def cached_sessions(self) -> int:
+        """How many sessions of tiles are kept."""
+        return len(self._sessions)
+
     def _tile_options(self) -> onnxruntime.SessionOptions:
         options = self._options()
         options.intra_op_num_threads = 1

@@ -39,6 +39,11 @@ class Job(Protocol):
         ...
 
     @property
+    def module(self) -> str:
+        """The module that computes it, or ``sdpa``."""
+        return "sdpa"
+
+    @property
     def count(self) -> int:
         """How many calls it counts as in a queue."""
         return 1
@@ -57,6 +62,11 @@ class Job(Protocol):
     def kernels(self) -> tuple[str, ...]:
         """Names of the kernels that are planned; none where a graph is a module's own."""
         return ()
+
+    @property
+    def score_bytes(self) -> int:
+        """Of ``batch_bytes``, what is no padding."""
+        return self.batch_bytes
 
     def smaller(self, fits: Fits) -> str:
         """How to ask for less, a sentence for a caller whose answer or memory is too large.

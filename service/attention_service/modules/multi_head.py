@@ -126,6 +126,11 @@ class MultiHeadJob(Job):
 
     @property
     @override
+    def module(self) -> str:
+        return self._module.info.name
+
+    @property
+    @override
     def batch_key(self) -> Hashable | None:
         query, key, value = self._tensors.values()
         is_bare = self._masking.mask is None and query.size > 0 and self._wanted

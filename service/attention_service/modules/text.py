@@ -169,6 +169,16 @@ class TextJob(Job):
 
     @property
     @override
+    def module(self) -> str:
+        return self._module.info.name
+
+    @property
+    @override
+    def score_bytes(self) -> int:
+        return sum(len(tokens) ** 2 for tokens in self._texts) * self._module.heads_bytes
+
+    @property
+    @override
     def batch_key(self) -> Hashable | None:
         if not (self._outputs and self._module.takes_padding):
             return None

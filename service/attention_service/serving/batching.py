@@ -50,17 +50,28 @@ def _unheard(_: float) -> None:
     """Nobody asks when a turn came."""
 
 
+def _unseen(_: Sequence[Job]) -> None:
+    """Nobody asks what was computed."""
+
+
 class Batching:
     """Computes jobs in places of an admission, together where that saves work.
 
     Args:
         admission: gives the places.
         most_bytes: padded scores that are computed together; 0 for each call by itself.
+        computed: is told of the jobs of each computation, once it has ended.
     """
 
-    def __init__(self, admission: Admission, most_bytes: int) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        most_bytes: int,
+        computed: Callable[[Sequence[Job]], None] = _unseen,
+    ) -> None:
         self._admission = admission
         self._most_bytes = most_bytes
+        self._computed = computed
 
     @asynccontextmanager
     async def compute(
@@ -90,6 +101,7 @@ class Batching:
             started(place.started)
             if ride is None:
                 answer = await self._admission.run(partial(job.run, cancelled))
+                self._computed([job])
             else:
                 answer = await self._together(ride, place)
             size = _tensor_bytes(answer)
@@ -108,8 +120,9 @@ class Batching:
         if not place.is_shared:
             is_small = ride.call.job.is_small
             others = self._admission.companions(place, ride, self._most_bytes, is_small=is_small)
-            work = partial(_compute, [ride, *others], asyncio.get_running_loop())
-            await self._admission.run(work)
+            rides = [ride, *others]
+            await self._admission.run(partial(_compute, rides, asyncio.get_running_loop()))
+            self._computed([one.call.job for one in rides])
         outcome: Outcome = await to_its_end(ride.finished)
         if isinstance(outcome, BaseException):
             raise outcome

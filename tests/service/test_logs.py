@@ -1,0 +1,133 @@
+"""The log: what each request leaves there in either form, and what never gets there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import signal
+import socket
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from attention_wire import bodies
+from tests.service.served import Served, serving
+
+# Numbers and words that nothing else of the log looks like.
+NUMBER, WORD = 0.7853981633, "xylophonequartz"
+SECRET = "att_verysecretindeed"
+
+
+def calls(url: str) -> None:
+    """Good, wrong and failing calls, all of which hold what the log must not."""
+    tensor = [[NUMBER, NUMBER]]
+    good = {"query": tensor, "key": tensor, "value": tensor}
+    binary = bodies.write(
+        bodies.SAFETENSORS,
+        {name: np.full((2, 2), NUMBER, np.float32) for name in good},
+        "request",
+    )
+    wrong: list[dict[str, Any]] = [
+        {"query": tensor, "key": tensor},
+        {**good, WORD: NUMBER},
+        {**good, "query": [[NUMBER], [NUMBER, NUMBER]]},
+        {**good, "query": [["NaN", NUMBER]]},
+        {**good, "scale": WORD},
+        {**good, "query": [[1e30, NUMBER]], "key": [[1e300, NUMBER]]},
+    ]
+    headers = {"Authorization": f"Bearer {SECRET}"}
+    with httpx.Client(base_url=url, timeout=60, headers=headers) as http:
+        assert http.post("/v1/attention", json=good).status_code == 200
+        assert http.post(
+            "/v1/attention", content=bytes(binary), headers={"Content-Type": binary.media_type}
+        ).is_success
+        for fields in wrong:
+            assert http.post("/v1/attention", json=fields).is_client_error
+        assert http.post("/v1/attention", content=f'{{"{WORD}": {NUMBER}').is_client_error
+        assert http.post("/v1/text/attention", json={"text": WORD}).is_success
+        assert http.post("/v1/text/attention", json={"text": [WORD, WORD * 99]}).is_success
+        assert http.post("/v1/text/attention", json={"text": f"{WORD} " * 600}).is_client_error
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_line_holds_what_was_sent(
+    environment: dict[str, str], text_module: Path, form: str
+) -> None:
+    words = ("--log-level", "debug", "--log-format", form, "--drain-delay", "0")
+    with serving(environment, text_module, *words) as served:
+        calls(served.url())
+        served.signal(signal.SIGTERM)
+        assert served.wait() == 0
+        assert served.log.count("/v1/attention") >= 9
+        for content in (str(NUMBER)[:8], WORD, SECRET):
+            assert content not in served.log
+
+
+def objects(served: Served) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in served.log.splitlines()]
+
+
+def test_each_line_is_an_object(environment: dict[str, str], tmp_path: Path) -> None:
+    words = ("--log-level", "debug", "--log-format", "json", "--drain-delay", "0")
+    with serving(environment, tmp_path, *words) as served:
+        url = json.loads(served.logged(r".*running on http.*")[0])["message"].split()[3]
+        httpx.get(f"{url}/v1/info", headers={"X-Request-ID": "mine"})
+        httpx.get(f"{url}/healthz")
+        served.signal(signal.SIGTERM)
+        assert served.wait() == 0
+    lines = objects(served)
+    assert {"timestamp", "level", "logger", "message"} <= set.intersection(*map(set, lines))
+    for line in lines:
+        age = datetime.now(UTC) - datetime.fromisoformat(line["timestamp"])
+        assert timedelta(0) <= age < timedelta(minutes=2)
+    (info,) = (line for line in lines if line.get("path") == "/v1/info")
+    assert info["level"] == "INFO"
+    assert (info["method"], info["status"], info["request_id"]) == ("GET", 200, "mine")
+    assert info["caller"] == "127.0.0.1"
+    assert 0 < info["duration_ms"] < 60_000
+    (probe,) = (line for line in lines if line.get("path") == "/healthz")
+    assert probe["level"] == "DEBUG"
+    assert any(line["logger"].startswith("uvicorn") for line in lines)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_line_can_be_forged(environment: dict[str, str], tmp_path: Path, form: str) -> None:
+    with serving(environment, tmp_path, "--log-format", form, "--drain-delay", "0") as served:
+        url = served.logged(r"running on (http://[\d.:]+)")[1]
+        host, port = url.removeprefix("http://").split(":")
+        for path in ("/v1/%0AINFO%20forged", '/"},{"forged":1', "/\x1b[31mred"):
+            with socket.create_connection((host, int(port)), 5) as connection:
+                connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode("latin-1"))
+                assert connection.recv(4096).startswith(b"HTTP/1.1 40")
+        bad_id = httpx.get(f"{url}/v1/info", headers={"X-Request-ID": "a b"})
+        assert re.fullmatch("[0-9a-f]{32}", bad_id.headers["X-Request-ID"])
+        served.signal(signal.SIGTERM)
+        assert served.wait() == 0
+    assert "\x1b" not in served.log
+    if form == "json":
+        assert not any("forged" in line for line in objects(served))
+    else:
+        assert not re.search(r"(?m)^(INFO|forged)", served.log)
+
+
+def test_the_caller_is_the_name_of_its_key(environment: dict[str, str], tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    digest = hashlib.sha256(SECRET.encode()).hexdigest()
+    keys.write_text(f"someone:{digest}\n")
+    variables = environment | {"ATTENTION_API_KEYS_FILE": str(keys)}
+    words = ("--log-format", "json", "--drain-delay", "0")
+    with serving(variables, tmp_path / "none", *words) as served:
+        url = served.logged(r"running on (http://[\d.:]+)")[1]
+        for key in (SECRET, f"{SECRET}x"):
+            httpx.get(f"{url}/v1/info", headers={"Authorization": f"Bearer {key}"})
+        served.signal(signal.SIGTERM)
+        assert served.wait() == 0
+    told = [(line["status"], line["caller"]) for line in objects(served) if "path" in line]
+    assert told == [(200, "someone"), (401, "127.0.0.1")]
+    assert SECRET not in served.log
+    assert digest not in served.log
