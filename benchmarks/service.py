@@ -27,7 +27,7 @@ from onnx import TensorProto, helper
 from attention_service.api.app import create_app
 from attention_service.attention.engine import Engine, Session
 from attention_service.attention.graphs import TileSpec, build
-from attention_service.modules.repository import Repository
+from attention_service.modules.folder import ModuleFolder
 from attention_service.settings import Settings
 from attention_wire import bodies
 from attention_wire.schemas import TextRequest
@@ -144,7 +144,7 @@ def loaded(engine: Engine, model: bytes) -> Session:
 
 
 def text_rows(engine: Engine, http: httpx.Client) -> Iterator[tuple[str, dict[str, float]]]:
-    module = Repository.open(MODULES, engine).text(None)
+    module = ModuleFolder(MODULES, engine).look().text(None)
     for length, text in TEXTS.items():
         tokens = module.job(TextRequest.model_validate({"text": text}))
         works: dict[str, Work] = {"bare session": tokens.run}

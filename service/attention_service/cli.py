@@ -26,7 +26,7 @@ from attention_service.api.traces import TracesError
 from attention_service.attention.check import ALLOWED, CheckResult, check_provider
 from attention_service.attention.check import explain as explain_calls
 from attention_service.attention.engine import PROVIDERS, Engine, EngineError
-from attention_service.modules.repository import Repository
+from attention_service.modules.folder import ModuleFolder
 from attention_service.serving.keys import KeysError, new_key
 from attention_service.settings import Settings
 from attention_wire import bodies
@@ -234,7 +234,7 @@ def modules(modules: ModulesOption = None) -> None:
     """List the modules of the folder, and why any would be refused."""
     logging.disable()  # what the service would log is printed here
     settings = _settings(modules=modules)
-    repository = Repository.open(settings.modules, Engine("cpu", settings.threads))
+    repository = ModuleFolder(settings.modules, Engine("cpu", settings.threads)).look()
     infos = repository.infos()
     if infos:
         table = Table("name", "kind", "layers", "heads", "size", "longest text", "licence")

@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     modules: Path = Field(default_factory=default_modules)
     """Folder of the learned modules, one folder each."""
 
+    modules_poll: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+    """Seconds between two looks at the folder for what has changed in it; 0 never looks again."""
+
     text_module: str | None = None
     """Text module of calls that name none; by default the only one there is."""
 

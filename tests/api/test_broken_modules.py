@@ -135,7 +135,7 @@ def test_a_refused_module_says_why_wherever_it_is_called(broken: Caller, name: s
     (reason,) = (module["reason"] for module in told if module["name"] == name)
     for words in REASONS[name]:
         assert words in reason, reason
-    says = (repr(name), "refused when the service started", reason)
+    says = (repr(name), "was refused", reason)
     check_problem(broken.ask("GET", f"/v1/modules/{name}"), 404, "unknown_module", says=says)
     answer = broken.post(f"/v1/modules/{name}/attention", {"query": [[[0] * 16]]})
     check_problem(answer, 404, "unknown_module", says=says)

@@ -16,6 +16,7 @@ from attention_service.attention.engine import Engine
 from attention_service.attention.job import Fits, Job, Shapes
 from attention_service.attention.lanes import Cancelled, never
 from attention_service.attention.sdpa import AttentionJob
+from attention_service.modules.folder import ModuleFolder
 from attention_service.modules.multi_head import MultiHeadModule
 from attention_service.modules.repository import Repository
 from attention_service.modules.text import TextModule
@@ -337,7 +338,7 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def repository(modules: Path, engine: Engine) -> Repository:
-    return Repository.open(modules, engine)
+    return ModuleFolder(modules, engine).look()
 
 
 def close(found: Any, expected: Any) -> None:
@@ -500,7 +501,7 @@ def test_texts_that_do_not_run_together(repository: Repository, other: dict[str,
 
 def test_a_graph_that_looks_at_padding_runs_each_text_alone(tmp_path: Path, engine: Engine) -> None:
     make(tmp_path / "unmasked")
-    module = Repository.open(tmp_path, engine).get("unmasked")
+    module = ModuleFolder(tmp_path, engine).look().get("unmasked")
     assert isinstance(module, TextModule)
     assert not module.takes_padding
     texts = ["the cat", "cat", "the cat sat"]

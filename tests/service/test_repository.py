@@ -20,7 +20,7 @@ import tokenizers
 from onnx import TensorProto, helper, numpy_helper
 
 from attention_service.attention.engine import Engine
-from attention_service.modules.repository import Repository
+from attention_service.modules.folder import ModuleFolder
 from attention_wire.problems import Code, ProblemError
 from attention_wire.schemas import TextRequest
 
@@ -128,7 +128,7 @@ def engine() -> Engine:
 
 def reason(folder: Path, engine: Engine) -> str:
     """Why the only module of a folder is refused."""
-    repository = Repository.open(folder, engine)
+    repository = ModuleFolder(folder, engine).look()
     assert repository.infos() == []
     (refused,) = repository.refused
     assert refused.name == next(folder.iterdir()).name
@@ -142,7 +142,7 @@ def test_any_onnx_file_with_the_names_of_its_manifest_serves(
     tmp_path: Path, engine: Engine
 ) -> None:
     make(tmp_path / "mine", license="MIT", source="by hand")
-    repository = Repository.open(tmp_path, engine)
+    repository = ModuleFolder(tmp_path, engine).look()
     assert repository.refused == []
     (info,) = repository.infos()
     assert (info.name, info.kind, info.max_length, info.license) == ("mine", "text", 6, "MIT")
@@ -161,19 +161,19 @@ def test_other_names_of_the_outputs(tmp_path: Path, engine: Engine) -> None:
     names = {"output": "last_hidden_state", "weights": ["attentions.0"]}
     other = model(outputs=("last_hidden_state", "attentions.0"))
     make(tmp_path / "mine", {"model.onnx": other}, outputs=names)
-    assert Repository.open(tmp_path, engine).refused == []
+    assert ModuleFolder(tmp_path, engine).look().refused == []
 
 
 @pytest.mark.parametrize("name", ["mine", "my module", "модуль", "模型", "a.b-c_d"])
 def test_names(tmp_path: Path, engine: Engine, name: str) -> None:
     make(tmp_path / name)
-    assert Repository.open(tmp_path, engine).text(name).info.name == name
+    assert ModuleFolder(tmp_path, engine).look().text(name).info.name == name
 
 
 def test_only_folders_are_modules_and_no_hidden_ones(tmp_path: Path, engine: Engine) -> None:
     make(tmp_path / ".mine.0a1b2c3d")  # an exporter at work
     (tmp_path / "README").write_text("mine")
-    repository = Repository.open(tmp_path, engine)
+    repository = ModuleFolder(tmp_path, engine).look()
     assert (repository.infos(), repository.refused) == ([], [])
 
 
@@ -181,7 +181,7 @@ def test_only_folders_are_modules_and_no_hidden_ones(tmp_path: Path, engine: Eng
 def test_an_empty_or_missing_folder_gives_no_modules_and_says_how_to_add_one(
     tmp_path: Path, engine: Engine, folder: str
 ) -> None:
-    repository = Repository.open(tmp_path / folder, engine)
+    repository = ModuleFolder(tmp_path / folder, engine).look()
     assert (repository.infos(), repository.refused) == ([], [])
     with pytest.raises(ProblemError, match=f"--modules {tmp_path / folder}`") as problem:
         repository.text(None)
@@ -196,17 +196,17 @@ def test_the_text_module_of_calls_that_name_none(
 ) -> None:
     (tmp_path / "mha").symlink_to(modules / "mha")
     make(tmp_path / "b")
-    assert Repository.open(tmp_path, engine).text(None).info.name == "b"  # the only one
+    assert ModuleFolder(tmp_path, engine).look().text(None).info.name == "b"  # the only one
     make(tmp_path / "a")
-    repository = Repository.open(tmp_path, engine)
+    repository = ModuleFolder(tmp_path, engine).look()
     with pytest.raises(ProblemError, match="several text modules: a, b") as problem:
         repository.text(None)
     assert problem.value.code == Code.MODULE_NOT_CHOSEN
     assert repository.text("a").info.name == "a"
-    assert Repository.open(tmp_path, engine, "b").text(None).info.name == "b"
-    assert Repository.open(tmp_path, engine, "b").text("a").info.name == "a"
+    assert ModuleFolder(tmp_path, engine, "b").look().text(None).info.name == "b"
+    assert ModuleFolder(tmp_path, engine, "b").look().text("a").info.name == "a"
     (tmp_path / "b" / "model.onnx").unlink()  # of those that are refused none is meant
-    assert Repository.open(tmp_path, engine).text(None).info.name == "a"
+    assert ModuleFolder(tmp_path, engine).look().text(None).info.name == "a"
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_the_text_module_of_calls_that_name_none(
     [
         ("absent", Code.UNKNOWN_MODULE, "no module 'absent'; loaded are: a, mha"),
         ("mha", Code.MODULE_KIND, "'mha' is a multi-head module"),
-        ("broken", Code.UNKNOWN_MODULE, "'broken' was refused .* module.json cannot be read"),
+        ("broken", Code.UNKNOWN_MODULE, "'broken' was refused: module.json cannot be read"),
     ],
 )
 def test_a_default_that_is_none_is_told_and_no_other_taken(
@@ -224,7 +224,7 @@ def test_a_default_that_is_none_is_told_and_no_other_taken(
     (tmp_path / "broken").mkdir()
     make(tmp_path / "a")
     with pytest.raises(ProblemError, match=says) as problem:
-        Repository.open(tmp_path, engine, default).text(None)
+        ModuleFolder(tmp_path, engine, default).look().text(None)
     assert problem.value.code == code
 
 
@@ -369,7 +369,7 @@ def test_a_name_that_no_log_or_url_can_hold(
 ) -> None:
     folder = make(tmp_path / "mine")
     folder.rename(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
-    repository = Repository.open(tmp_path, engine)
+    repository = ModuleFolder(tmp_path, engine).look()
     assert [refused.name for refused in repository.refused] == [told]
     assert "not printable" in repository.refused[0].reason
     assert repository.refused[0].model_dump_json()
@@ -379,7 +379,7 @@ def test_one_refused_module_does_not_keep_the_others_out(tmp_path: Path, engine:
     for name in "abc":
         make(tmp_path / name)
     (tmp_path / "b" / "model.onnx").unlink()
-    repository = Repository.open(tmp_path, engine)
+    repository = ModuleFolder(tmp_path, engine).look()
     assert [info.name for info in repository.infos()] == ["a", "c"]
     assert [refused.name for refused in repository.refused] == ["b"]
 
@@ -392,7 +392,7 @@ def test_a_text_is_cut_to_what_the_module_takes_and_never_sent_longer(
 ) -> None:
     make(tmp_path / "mine")
     make(tmp_path / "tiny", max_length=1)
-    repository = Repository.open(tmp_path, engine)
+    repository = ModuleFolder(tmp_path, engine).look()
     long = TextRequest(text="the cat sat the cat sat", truncate=True)
     (result,) = repository.text("mine").job(long).run()["results"]
     assert result["tokens"] == ["[CLS]", "the", "cat", "sat", "the", "[SEP]"]

@@ -20,6 +20,7 @@ FIELDS: dict[str, tuple[str, Any, str | None]] = {
     "host": ("0.0.0.0", "0.0.0.0", None),
     "port": ("9000", 9000, "65536"),
     "modules": ("/srv/modules", Path("/srv/modules"), __file__),
+    "modules_poll": ("0.5", 0.5, "-1"),
     "text_module": ("mine", "mine", None),
     "provider": ("cuda", "cuda", "gpu"),
     "workers": ("4", 4, "0"),

@@ -28,6 +28,7 @@ from attention_service.api.middleware import (
 from attention_service.api.routes import light_routes, warnings
 from attention_service.attention.engine import Engine
 from attention_service.attention.sdpa import AttentionJob
+from attention_service.modules.folder import ModuleFolder
 from attention_service.modules.repository import Repository
 from attention_service.serving.admission import Admission
 from attention_service.serving.batching import Batching
@@ -76,21 +77,29 @@ def create_app(
     batching = Batching(admission, settings.batch_bytes, metrics.computed)
     loaded = Repository({}, {}, settings.text_module, settings.modules)
 
+    folder = ModuleFolder(settings.modules, engine, settings.text_module)
+
     def repository() -> Repository:
         return loaded
+
+    async def follow() -> None:
+        """Take up what changes in the folder. Calls keep the module that they began with."""
+        nonlocal loaded
+        while settings.modules_poll:
+            await asyncio.sleep(settings.modules_poll)
+            loaded = await asyncio.to_thread(folder.look)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         nonlocal loaded
         for warning in warnings(settings):
             logger.warning(warning)
-        loaded = await asyncio.to_thread(
-            Repository.open, settings.modules, engine, settings.text_module
-        )
+        loaded = await asyncio.to_thread(folder.look)
         lifecycle.ready()
-        refreshing = asyncio.create_task(metrics.keep_fresh())
+        tasks = [asyncio.create_task(metrics.keep_fresh()), asyncio.create_task(follow())]
         yield
-        refreshing.cancel()
+        for task in tasks:
+            task.cancel()
         admission.close()
         if exporting is not None:
             await traces.close(exporting)

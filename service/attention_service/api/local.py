@@ -6,6 +6,7 @@ from attention_service.api.answers import check_limits
 from attention_service.attention.engine import Engine
 from attention_service.attention.job import Job
 from attention_service.attention.sdpa import AttentionJob
+from attention_service.modules.folder import ModuleFolder
 from attention_service.modules.repository import Repository
 from attention_service.settings import Settings
 from attention_wire import bodies
@@ -38,7 +39,7 @@ def _job(
     fields: bodies.Fields, module: str | None, engine: Engine, settings: Settings
 ) -> tuple[Job, TensorFormat]:
     def repository() -> Repository:
-        return Repository.open(settings.modules, engine, settings.text_module)
+        return ModuleFolder(settings.modules, engine, settings.text_module).look()
 
     if "text" in fields.values:
         text = validate(TextRequest, fields)

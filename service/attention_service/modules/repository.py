@@ -1,33 +1,15 @@
-"""The module repository: a folder of module folders, checked and loaded at start.
-
-A folder that is damaged is refused by name with the reason, and the others serve.
-"""
+"""The module repository: the modules that serve, and which of them a call means."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from attention_service.attention.engine import Engine, EngineError, Session
-from attention_service.modules.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, sha256
-from attention_service.modules.multi_head import INPUTS as MULTI_HEAD_INPUTS
+from attention_service.modules.loading import Module
 from attention_service.modules.multi_head import MultiHeadModule
-from attention_service.modules.text import INPUTS as TEXT_INPUTS
 from attention_service.modules.text import TextModule
-from attention_service.modules.tokens import Tokenizer, TokenizerError
 from attention_wire.problems import Code, FieldProblem, Loc, ProblemError
 from attention_wire.schemas import ModuleInfo, RefusedModule
-
-logger = logging.getLogger(__name__)
-
-Module = MultiHeadModule | TextModule
-
-
-class ModuleError(Exception):
-    """A module folder cannot be loaded; the message says why."""
 
 
 class Repository:
@@ -35,7 +17,8 @@ class Repository:
 
     Args:
         modules: by name.
-        refused: the folders that were not loaded, with the reason.
+        refused: the folders that were not loaded, with the reason. A module of the same name is
+            what was there before, and serves on.
         default_text_module: the text module of calls that name none.
         folder: where they came from, for messages.
     """
@@ -51,29 +34,6 @@ class Repository:
         self.refused = [RefusedModule(name=name, reason=why) for name, why in refused.items()]
         self._default_text_module = default_text_module
         self._folder = folder
-
-    @classmethod
-    def open(
-        cls, folder: Path, engine: Engine, default_text_module: str | None = None
-    ) -> Repository:
-        """Load every module of a folder; a missing or empty folder gives no modules."""
-        modules: dict[str, Module] = {}
-        refused: dict[str, str] = {}
-        names = (
-            sorted(path for path in folder.iterdir() if path.is_dir()) if _is_there(folder) else []
-        )
-        for path in names:
-            if path.name.startswith("."):
-                continue  # an exporter's unfinished work
-            name = path.name
-            if not name.isprintable():  # refused, by a name that a log and JSON can hold
-                name = name.encode("unicode_escape").decode()
-            try:
-                modules[name] = load(path, engine)
-            except ModuleError as error:
-                refused[name] = str(error)
-                logger.error("module %s refused: %s", name, error)
-        return cls(modules, refused, default_text_module, folder)
 
     def infos(self) -> list[ModuleInfo]:
         """What each module is, by name."""
@@ -131,7 +91,7 @@ class Repository:
                 Code.UNKNOWN_MODULE,
                 f"No text module is loaded. Add one to the module folder, for example with "
                 f"`attention-service export sentence-transformers/all-MiniLM-L6-v2 "
-                f"--name all-MiniLM-L6-v2 --modules {self._folder}`, and restart the service.",
+                f"--name all-MiniLM-L6-v2 --modules {self._folder}`.",
             )
         message = f"is needed, since there are several text modules: {', '.join(names)}"
         raise ProblemError.of_field("module", message, Code.MODULE_NOT_CHOSEN)
@@ -139,120 +99,10 @@ class Repository:
     def _unknown(self, name: str, loc: Loc) -> ProblemError:
         for module in self.refused:
             if module.name == name:
-                why = f"The module {name!r} was refused when the service started: {module.reason}"
+                why = f"The module {name!r} was refused: {module.reason}"
                 break
         else:
             loaded = ", ".join(self._modules) or "none"
             why = f"There is no module {name!r:.100}; loaded are: {loaded}."
         errors = [FieldProblem(loc=loc, msg=why)] if loc else []
         return ProblemError(Code.UNKNOWN_MODULE, why, errors)
-
-
-def _is_there(folder: Path) -> bool:
-    if not folder.exists():
-        logger.info("module folder %s does not exist: tensors are served, no modules", folder)
-        return False
-    return True
-
-
-def load(folder: Path, engine: Engine) -> Module:
-    """Check and load one module folder.
-
-    Raises:
-        ModuleError: a file is missing or was changed, or ONNX Runtime refuses the graph.
-    """
-    if not folder.name.isprintable():
-        raise ModuleError("the name of its folder is not printable text")
-    manifest = _manifest(folder)
-    _check_files(folder, manifest)
-    try:
-        session = engine.load(folder / MODEL_FILE)
-    except EngineError as error:
-        why = str(error).replace(str(folder / MODEL_FILE), MODEL_FILE)  # it may be told to anyone
-        raise ModuleError(f"{MODEL_FILE} cannot be loaded: {why}") from error
-    is_text = manifest.kind == "text"
-    _check_names(manifest, session, TEXT_INPUTS if is_text else MULTI_HEAD_INPUTS)
-    info = ModuleInfo(
-        name=folder.name,
-        sha256=manifest.files[MODEL_FILE],
-        **manifest.model_dump(include=set(ModuleInfo.model_fields)),
-    )
-    module: Module
-    if is_text:
-        try:
-            module = TextModule(info, session, manifest.outputs, Tokenizer.open(folder))
-        except TokenizerError as error:
-            raise ModuleError(str(error)) from error
-    else:
-        module = MultiHeadModule(info, session, manifest.outputs)
-    _check_run(module)
-    return module
-
-
-def _check_run(module: Module) -> None:
-    """Run a module once, so that what its files do not agree on shows now, not in calls."""
-    try:
-        shapes = module.probe()
-    except Exception as error:  # ONNX Runtime's errors have no other base
-        raise ModuleError(
-            f"{MODEL_FILE} does not run with what the other files say: {error}"
-        ) from error
-    for name, (given, expected) in shapes.items():
-        if given != expected:
-            raise ModuleError(
-                f"{MODEL_FILE} gives {name} of the shape {list(given)} where {MANIFEST_FILE} says "
-                f"{list(expected)}"
-            )
-
-
-def _manifest(folder: Path) -> Manifest:
-    try:
-        text = (folder / MANIFEST_FILE).read_bytes()
-    except OSError as error:
-        raise ModuleError(f"{MANIFEST_FILE} cannot be read: {error.strerror}") from error
-    try:
-        return Manifest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or MANIFEST_FILE
-        raise ModuleError(f"{MANIFEST_FILE} is not valid: {where}: {first['msg']}") from error
-
-
-def _check_files(folder: Path, manifest: Manifest) -> None:
-    needed = {MODEL_FILE} | ({Tokenizer.FILE} if manifest.kind == "text" else set())
-    for name in sorted(needed - set(manifest.files)):
-        raise ModuleError(f"{MANIFEST_FILE} holds no checksum for {name}")
-    for name, expected in manifest.files.items():
-        try:
-            _check_file(folder, name, expected)
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            why = getattr(error, "strerror", None) or error
-            raise ModuleError(f"{name!r:.100} cannot be read: {why}") from error
-        except RuntimeError as error:  # before Python 3.13
-            raise ModuleError(f"{name!r:.100} cannot be read: it links to itself") from error
-
-
-def _check_file(folder: Path, name: str, expected: str) -> None:
-    path = folder / name
-    if path.resolve().parent != folder.resolve():
-        raise ModuleError(f"{MANIFEST_FILE} names {name!r:.100}, which is not in this folder")
-    if not path.is_file():
-        raise ModuleError(f"{name} is missing")
-    if sha256(path) != expected:
-        raise ModuleError(
-            f"{name} does not have the checksum that {MANIFEST_FILE} says: it was damaged or "
-            "changed; export the module again"
-        )
-
-
-def _check_names(manifest: Manifest, session: Session, inputs: frozenset[str]) -> None:
-    outputs = {manifest.outputs.output, *manifest.outputs.weights}
-    if missing := sorted(inputs - session.inputs):
-        raise ModuleError(f"{MODEL_FILE} has no input {', '.join(missing)}")
-    if missing := sorted(outputs - session.outputs):
-        raise ModuleError(f"{MODEL_FILE} has no output {', '.join(missing)}")
-    if len(manifest.outputs.weights) != manifest.num_layers:
-        raise ModuleError(
-            f"{MANIFEST_FILE} names {len(manifest.outputs.weights)} weights outputs for "
-            f"{manifest.num_layers} layers"
-        )
