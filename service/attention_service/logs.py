@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Literal
 
 from pythonjsonlogger.orjson import OrjsonFormatter
+from typing_extensions import override
 
 LogFormat = Literal["text", "json"]
 
@@ -32,8 +34,23 @@ def configure(level: str, form: LogFormat) -> None:
             )
         )
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class _Lines(logging.Formatter):
+    """Lines whose time is written out once a second: a call costs little more than its line."""
+
+    _second = 0
+    _text = ""
+
+    @override
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        second = int(record.created)
+        if second != self._second:
+            self._second = second
+            self._text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        return f"{self._text},{int(record.msecs):03d}"
 
 
 def _standard_fields() -> list[str]:

@@ -36,7 +36,7 @@ _NAMES = {
     "int64": "I64",
 }
 _DTYPES = {theirs: DTYPES[ours] for ours, theirs in _NAMES.items()}
-_LENGTH_BYTES = 8
+LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 16 * 2**20
 
 
@@ -67,7 +67,7 @@ def read(body: Buffer) -> tuple[dict[str, Array], dict[str, str]]:
     view = memoryview(body).cast("B")
     text = header(view)
     found = layout(text)
-    return tensors(found, view[_LENGTH_BYTES + len(text) :]), dict(found.metadata)
+    return tensors(found, view[LENGTH_BYTES + len(text) :]), dict(found.metadata)
 
 
 def header(body: memoryview) -> bytes:
@@ -76,16 +76,16 @@ def header(body: memoryview) -> bytes:
     Raises:
         ProblemError: ``malformed_tensor``, where the lengths do not fit.
     """
-    if len(body) < _LENGTH_BYTES:
+    if len(body) < LENGTH_BYTES:
         raise _malformed(f"the body has {len(body)} bytes; its header's length alone takes 8")
-    length = int.from_bytes(body[:_LENGTH_BYTES], "little")
-    end = _LENGTH_BYTES + length
+    length = int.from_bytes(body[:LENGTH_BYTES], "little")
+    end = LENGTH_BYTES + length
     if length > MAX_HEADER_BYTES or end > len(body):
         raise _malformed(
             f"the first 8 bytes name a header of {length} bytes, but the body has {len(body)} "
             f"and a header at most {MAX_HEADER_BYTES}"
         )
-    return bytes(body[_LENGTH_BYTES:end])
+    return bytes(body[LENGTH_BYTES:end])
 
 
 def layout(text: bytes) -> Layout:
@@ -195,6 +195,6 @@ def write(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> list[Buf
             "data_offsets": [begin, end],
         }
     text = orjson.dumps(header)
-    text += b" " * (-len(text) % _LENGTH_BYTES)
-    length = len(text).to_bytes(_LENGTH_BYTES, "little")
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    length = len(text).to_bytes(LENGTH_BYTES, "little")
     return [length + text, *(as_bytes(array) for _, array in ordered if array.nbytes)]

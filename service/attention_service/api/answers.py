@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import Send
 
+from attention_service.api.scopes import header
 from attention_service.attention.job import Job, Shapes
 from attention_wire.bodies import JSON, SAFETENSORS, Body
 from attention_wire.problems import Code, ProblemError
@@ -25,25 +25,39 @@ _MOST_ELEMENTS = 2**58
 SLOW_SECONDS = 10.0
 SLOW_BYTES = 64 * 1024
 _PART_BYTES = 2**20
+# To copy so many bytes takes less time than to send them apart.
+_JOINED_BYTES = 2**14
 
 
-class BuffersResponse(Response):
-    """A response sent as the buffers it stands in: joining them would copy every tensor."""
+class Answer:
+    """An answer that is sent as the buffers it stands in: joining them would copy every tensor.
 
-    def __init__(self, body: Body, headers: dict[str, str]) -> None:
-        super().__init__(None, headers=headers, media_type=body.media_type)
+    Args:
+        body: what is sent.
+        timing: the value of `Server-Timing`.
+        provider: which computed it.
+    """
+
+    def __init__(self, body: Body, timing: str, provider: str) -> None:
         self._buffers: Sequence[Buffer] = body.buffers
-        self.headers["Content-Length"] = str(sum(map(len, body.buffers)))
+        self._length = sum(map(len, body.buffers))
+        self._headers = [
+            (b"content-type", body.media_type.encode()),
+            (b"content-length", str(self._length).encode()),
+            (b"server-timing", timing.encode()),
+            (b"x-attention-provider", provider.encode()),
+        ]
 
-    def _parts(self) -> Iterator[Buffer]:
+    def _parts(self) -> Sequence[Buffer]:
         """The buffers in pieces: the server waits between two until the first is on its way."""
-        for buffer in self._buffers:
-            if len(buffer) <= _PART_BYTES:
-                yield buffer
-                continue
-            view = memoryview(buffer)
-            for begin in range(0, len(view), _PART_BYTES):
-                yield view[begin : begin + _PART_BYTES]
+        if self._length <= _JOINED_BYTES:
+            return [b"".join(self._buffers)]
+        views = [memoryview(buffer) for buffer in self._buffers]
+        return [
+            view[begin : begin + _PART_BYTES]
+            for view in views
+            for begin in range(0, len(view), _PART_BYTES)
+        ]
 
     async def send_all(self, send: Send) -> None:
         """Send it.
@@ -51,14 +65,12 @@ class BuffersResponse(Response):
         Raises:
             ConnectionAbortedError: the caller takes it too slowly; what it holds is wanted back.
         """
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        parts = list(self._parts())
-        limit = SLOW_SECONDS + sum(map(len, self._buffers)) / SLOW_BYTES
+        parts = self._parts()
         try:
-            async with asyncio.timeout(limit):
-                await send(start)
-                for index, part in enumerate(parts):
-                    more = index + 1 < len(parts)
+            async with asyncio.timeout(SLOW_SECONDS + self._length / SLOW_BYTES):
+                await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+                for index, part in enumerate(parts, 1):
+                    more = index < len(parts)
                     await send({"type": "http.response.body", "body": part, "more_body": more})
         except TimeoutError:
             raise ConnectionAbortedError from None
@@ -66,8 +78,11 @@ class BuffersResponse(Response):
 
 def answer_type(request: Request, request_type: str) -> str:
     """The media type of the answer: the request's, unless `Accept` prefers the other."""
+    accepted = header(request.scope, b"accept")
+    if accepted is None:
+        return request_type
     best, best_quality = request_type, 0.0
-    for item in request.headers.get("accept", "").split(","):
+    for item in accepted.split(","):
         media_type, *parameters = (part.strip().lower() for part in item.split(";"))
         quality = _quality(parameters)
         is_better = quality > best_quality or (quality == best_quality and best != request_type)

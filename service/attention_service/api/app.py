@@ -12,24 +12,20 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from opentelemetry.trace import TracerProvider
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from attention_service.api import openapi, problems, traces
 from attention_service.api.compute import ComputeEndpoint, Operation
-from attention_service.api.guard import RequireKey, SecurityHeaders
+from attention_service.api.envelope import Envelope
+from attention_service.api.forms import Forms
+from attention_service.api.guard import RequireKey
 from attention_service.api.metrics import Metrics
-from attention_service.api.middleware import (
-    CloseLeaving,
-    CloseUnread,
-    HeadAsGet,
-    RequestId,
-    RootPath,
-    is_probe,
-)
+from attention_service.api.middleware import CloseUnread, HeadAsGet, RootPath, ShortCut
 from attention_service.api.routes import light_routes, warnings
+from attention_service.api.scopes import is_probe
 from attention_service.attention.engine import Engine
 from attention_service.attention.sdpa import AttentionJob
 from attention_service.modules.folder import ModuleFolder
-from attention_service.modules.repository import Repository
 from attention_service.serving.admission import Admission
 from attention_service.serving.batching import Batching
 from attention_service.serving.keys import Keys
@@ -75,28 +71,16 @@ def create_app(
     )
     metrics = Metrics(admission, engine, is_shared=settings.workers > 1)
     batching = Batching(admission, settings.batch_bytes, metrics.computed)
-    loaded = Repository({}, {}, settings.text_module, settings.modules)
-
     folder = ModuleFolder(settings.modules, engine, settings.text_module)
-
-    def repository() -> Repository:
-        return loaded
-
-    async def follow() -> None:
-        """Take up what changes in the folder. Calls keep the module that they began with."""
-        nonlocal loaded
-        while settings.modules_poll:
-            await asyncio.sleep(settings.modules_poll)
-            loaded = await asyncio.to_thread(folder.look)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        nonlocal loaded
         for warning in warnings(settings):
             logger.warning(warning)
-        loaded = await asyncio.to_thread(folder.look)
+        await asyncio.to_thread(folder.look)
         lifecycle.ready()
-        tasks = [asyncio.create_task(metrics.keep_fresh()), asyncio.create_task(follow())]
+        works = (metrics.keep_fresh(), folder.follow(settings.modules_poll))
+        tasks = [asyncio.create_task(work) for work in works]
         yield
         for task in tasks:
             task.cancel()
@@ -115,38 +99,44 @@ def create_app(
         openapi_tags=openapi.TAGS,
         telemetry=traces.telemetry(tracer_provider, is_probe),
     )
-    app.include_router(light_routes(settings, engine, repository, lifecycle, metrics))
+    app.include_router(light_routes(settings, engine, folder, lifecycle, metrics))
     operations: list[
         Operation[AttentionRequest] | Operation[ModuleRequest] | Operation[TextRequest]
     ]
     operations = [
         Operation(
-            openapi.ATTENTION, AttentionRequest, lambda request, _: AttentionJob.of(request, engine)
+            openapi.ATTENTION,
+            AttentionRequest,
+            lambda request, _: AttentionJob.of(request, engine),
+            Forms(engine),
         ),
         Operation(
             openapi.MODULE_ATTENTION,
             ModuleRequest,
-            lambda request, path: repository().multi_head(path["name"]).job(request),
+            lambda request, path: folder.current.multi_head(path["name"]).job(request),
         ),
         Operation(
             openapi.TEXT_ATTENTION,
             TextRequest,
-            lambda request, _: repository().text(request.module).job(request),
+            lambda request, _: folder.current.text(request.module).job(request),
         ),
     ]
+    endpoints: dict[str, ASGIApp] = {}
     for operation in operations:
         endpoint = ComputeEndpoint(
             operation, settings, admission, batching, lifecycle, metrics, tracer
         )
         app.router.routes.append(Route(operation.route, endpoint, methods=["POST"]))
+        endpoints[operation.route] = endpoint
     problems.install(app)
     openapi.install(app)
+    if tracer is None:  # the framework's routing names the spans
+        app.add_middleware(ShortCut, endpoints)
     if keys is not None:
         app.add_middleware(RequireKey, keys)
-    app.add_middleware(SecurityHeaders)
-    app.add_middleware(RootPath, settings.root_path)
+    if settings.root_path:
+        app.add_middleware(RootPath, settings.root_path)
     app.add_middleware(HeadAsGet)
     app.add_middleware(CloseUnread)
-    app.add_middleware(CloseLeaving, lifecycle)
-    app.add_middleware(RequestId)
+    app.add_middleware(Envelope, lifecycle)
     return app

@@ -5,36 +5,41 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
+from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 from opentelemetry.trace import Tracer
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from attention_service.api.answers import BuffersResponse, answer_type, check_limits
+from attention_service.api.answers import Answer, answer_type, check_limits
+from attention_service.api.forms import Form, Forms
 from attention_service.api.hang_up import HangUp
 from attention_service.api.metrics import Metrics
 from attention_service.api.phases import Attributes, Stopwatch
-from attention_service.api.problems import STATUS
+from attention_service.api.problems import STATUS, problem_response
 from attention_service.api.request_body import RequestBody, read_body
+from attention_service.api.scopes import header
 from attention_service.attention.job import Job
 from attention_service.attention.lanes import Cancelled
+from attention_service.attention.values import Doubtful
 from attention_service.serving.admission import Admission
 from attention_service.serving.batching import Batching
 from attention_service.serving.lifecycle import Lifecycle
 from attention_service.serving.lifetime import Lifetime
 from attention_service.settings import Settings
 from attention_wire import bodies
+from attention_wire.bodies import SAFETENSORS, Body
 from attention_wire.problems import Code, ProblemError
 from attention_wire.schemas import AttentionRequest, ModuleRequest, TextRequest
 from attention_wire.tensors import TensorFormat
 from attention_wire.validation import validate
 
-Body = TypeVar("Body", AttentionRequest, ModuleRequest, TextRequest)
+Asked = TypeVar("Asked", AttentionRequest, ModuleRequest, TextRequest)
 # Parsing and writing less than this takes less time than handing it to a thread.
 _THREAD_BYTES = 128 * 1024
 # What proxies log for it too; no answer has this status, since nobody is there to read it.
@@ -42,7 +47,7 @@ CALLER_GONE = 499
 
 
 @dataclass(frozen=True)
-class Operation(Generic[Body]):
+class Operation(Generic[Asked]):
     """What tells one compute route from another.
 
     Attributes:
@@ -52,8 +57,9 @@ class Operation(Generic[Body]):
     """
 
     route: str
-    model: type[Body]
-    job: Callable[[Body, dict[str, str]], Job]
+    model: type[Asked]
+    job: Callable[[Asked, dict[str, str]], Job]
+    forms: Forms | None = None
 
     def prepare(self, body: RequestBody, path: dict[str, str]) -> tuple[Job, TensorFormat]:
         """Parse and validate a body."""
@@ -76,6 +82,7 @@ class ComputeEndpoint:
         tracer: Tracer | None = None,
     ) -> None:
         self._operation = operation
+        self._route = operation.route
         self._settings = settings
         self._admission = admission
         self._batching = batching
@@ -84,8 +91,7 @@ class ComputeEndpoint:
         self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One call. Its problems are counted here and answered by the app's handlers."""
-        route = self._operation.route
+        """One call. Its problems are counted and answered here."""
         request = Request(scope, receive, send)
         try:
             if self._lifecycle.status == "starting":
@@ -93,65 +99,97 @@ class ComputeEndpoint:
             lifetime = Lifetime(_timeout(request, self._settings.max_timeout))
             is_sent = await self._answer(request, lifetime, send)
         except ProblemError as problem:
-            self._metrics.count(route, STATUS[problem.code], problem.code)
-            raise
+            self._metrics.count(self._route, STATUS[problem.code], problem.code)
+            await problem_response(problem, request)(scope, receive, send)
         except Exception:
-            self._metrics.count(route, STATUS[Code.INTERNAL], Code.INTERNAL)
+            self._metrics.count(self._route, STATUS[Code.INTERNAL], Code.INTERNAL)
             raise
-        if is_sent:
-            self._metrics.count(route, HTTPStatus.OK)
         else:
-            self._metrics.count(route, CALLER_GONE, "caller_gone")
+            status, code = (HTTPStatus.OK, "") if is_sent else (CALLER_GONE, "caller_gone")
+            self._metrics.count(self._route, status, code)
 
     async def _answer(self, request: Request, lifetime: Lifetime, send: Send) -> bool:
         """Answer, and say whether somebody took it."""
-        task = asyncio.current_task()
-        async with AsyncExitStack() as held:
-            try:
-                response = await self._in_time(request, lifetime, held)
-                await response.send_all(send)
-            except ConnectionAbortedError:
-                return False
-            except asyncio.CancelledError:
-                if not lifetime.caller_is_gone or task is None or task.uncancel() > 0:
-                    raise
-                return False
+        settings, caller = self._settings, _caller(request)
+        try:
+            body = await read_body(
+                request,
+                settings.max_body_bytes,
+                settings.body_timeout,
+                lifetime.seconds,
+                partial(self._admission.check_room, caller),
+            )
+            media_type = answer_type(request, body.media_type)
+            with Stopwatch(self._tracer) as watch:
+                form, header = self._form(body, media_type)
+                if form is not None:
+                    with suppress(Doubtful):
+                        await self._at_once(form, body, watch).send_all(send)
+                        return True
+                call = _Call(request, body, media_type, header, lifetime, caller)
+                return await self._in_turn(call, watch, send)
+        except ConnectionAbortedError:
+            return False
+        except TimeoutError:
+            raise self._late(lifetime) from None
+
+    def _late(self, lifetime: Lifetime) -> ProblemError:
+        return ProblemError(
+            Code.DEADLINE,
+            f"The call was ended after {lifetime.seconds:g} s. Ask for less, or allow more "
+            f"seconds in X-Request-Timeout, up to {self._settings.max_timeout:g}.",
+        )
+
+    def _form(self, body: RequestBody, media_type: str) -> tuple[Form | None, bytes]:
+        """The form of a call, if it is known, and the header that it goes by."""
+        forms = self._operation.forms
+        if forms is None or not body.media_type == media_type == SAFETENSORS:
+            return None, b""
+        return forms.find(memoryview(body.content))
+
+    def _at_once(self, form: Form, body: RequestBody, watch: Stopwatch) -> Answer:
+        """The answer to a call of a known form, computed here and now.
+
+        Raises:
+            Doubtful: it has to take the whole way.
+        """
+        tensors = form.tensors(memoryview(body.content))
+        parsed = perf_counter()
+        arrays = form.compiled.run(**tensors)
+        watch.lap("parse", lambda: {"attention.request_bytes": len(body.content)}, at=parsed)
+        watch.lap("queue", at=parsed)
+        watch.lap("compute", lambda: {"attention.provider": form.provider})
+        return self._finished(form.written(arrays), "sdpa", form.provider, body, watch)
+
+    async def _in_turn(self, call: _Call, watch: Stopwatch, send: Send) -> bool:
+        """Answer a call by the whole way, and say whether somebody took it."""
+        lifetime, task = call.lifetime, asyncio.current_task()
+        try:
+            async with AsyncExitStack() as held:
+                async with asyncio.timeout(lifetime.left):
+                    answer = await self._computed(call, watch, held)
+                await answer.send_all(send)
+        except (TimeoutError, Cancelled):
+            raise self._late(lifetime) from None
+        except asyncio.CancelledError:
+            if not lifetime.caller_is_gone or task is None or task.uncancel() > 0:
+                raise
+            return False
         return True
 
-    async def _in_time(
-        self, request: Request, lifetime: Lifetime, held: AsyncExitStack
-    ) -> BuffersResponse:
-        try:
-            async with asyncio.timeout(lifetime.seconds):
-                return await self._response(request, lifetime, held)
-        except (TimeoutError, Cancelled):
-            raise ProblemError(
-                Code.DEADLINE,
-                f"The call was ended after {lifetime.seconds:g} s. Ask for less, or allow more "
-                f"seconds in X-Request-Timeout, up to {self._settings.max_timeout:g}.",
-            ) from None
-
-    async def _response(
-        self, request: Request, lifetime: Lifetime, held: AsyncExitStack
-    ) -> BuffersResponse:
-        settings, admission, caller = self._settings, self._admission, _caller(request)
-        body = await read_body(
-            request,
-            settings.max_body_bytes,
-            settings.body_timeout,
-            partial(admission.check_room, caller),
-        )
-        media_type = answer_type(request, body.media_type)
-        watch = held.enter_context(Stopwatch(self._tracer))
+    async def _computed(self, call: _Call, watch: Stopwatch, held: AsyncExitStack) -> Answer:
+        body, media_type, lifetime = call.body, call.media_type, call.lifetime
         job, tensor_format = await _aside(
-            len(body.content), lambda: self._operation.prepare(body, request.path_params)
+            len(body.content), lambda: self._operation.prepare(body, call.request.path_params)
         )
-        limits = settings.max_answer_bytes, admission.budget_bytes
+        limits = self._settings.max_answer_bytes, self._admission.budget_bytes
         check_limits(job, media_type, tensor_format, *limits)
         watch.lap("parse", lambda: {"attention.request_bytes": len(body.content)})
-        with HangUp(request.receive, lifetime):
+        with HangUp(call.request.receive, lifetime):
             computed = await held.enter_async_context(
-                self._batching.compute(job, caller, lifetime.is_over, partial(_queued, watch, job))
+                self._batching.compute(
+                    job, call.caller, lifetime.is_over, partial(_queued, watch, job)
+                )
             )
             answer = computed.answer
             watch.lap("compute", lambda: _described(job, answer))
@@ -159,19 +197,45 @@ class ComputeEndpoint:
                 computed.tensor_bytes,
                 lambda: bodies.write(media_type, answer, "response", tensor_format),
             )
-        watch.lap("serialize", lambda: {"attention.answer_bytes": sum(map(len, written.buffers))})
-        self._metrics.time(job.module, watch.phases)
-        self._metrics.moved(len(body.content), sum(map(len, written.buffers)))
-        headers = {
-            "Server-Timing": watch.header(),
-            "X-Attention-Provider": str(answer["provider"]),
-        }
-        return BuffersResponse(written, headers)
+        if self._operation.forms is not None and call.header:
+            self._operation.forms.learn(call.header, job, written)
+        return self._finished(written, job.module, str(answer["provider"]), body, watch)
+
+    def _finished(
+        self, written: Body, module: str, provider: str, body: RequestBody, watch: Stopwatch
+    ) -> Answer:
+        """The answer as it is sent, once it is counted."""
+        size = sum(map(len, written.buffers))
+        watch.lap("serialize", lambda: {"attention.answer_bytes": size})
+        self._metrics.time(module, watch.phases)
+        self._metrics.moved(len(body.content), size)
+        return Answer(written, watch.header(), provider)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call whose body was read.
+
+    Attributes:
+        request: it.
+        body: of it.
+        media_type: of the answer.
+        header: what a form of it would go by; empty if it can have none.
+        lifetime: of it.
+        caller: whose it is.
+    """
+
+    request: Request
+    body: RequestBody
+    media_type: str
+    header: bytes
+    lifetime: Lifetime
+    caller: str
 
 
 def _timeout(request: Request, most: float) -> float:
     """The seconds that a call may take: as the caller says, and no longer than the service."""
-    given = request.headers.get("x-request-timeout")
+    given = header(request.scope, b"x-request-timeout")
     if given is None:
         return most
     try:

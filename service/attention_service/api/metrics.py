@@ -92,10 +92,15 @@ class Metrics:
         )
         about.labels(version("attention-service"), engine.provider).set(1)
         self._of_module: dict[str, dict[str, Histogram]] = {}
+        self._of_answer: dict[tuple[str, int, str], Counter] = {}
 
     def count(self, route: str, status: int, code: str = "") -> None:
         """Count one answer of a compute route."""
-        self._requests.labels(route, str(status), code).inc()
+        counter = self._of_answer.get((route, status, code))
+        if counter is None:
+            counter = self._requests.labels(route, str(status), code)
+            self._of_answer[route, status, code] = counter
+        counter.inc()
 
     def time(self, module: str, phases: Mapping[str, float]) -> None:
         """Record the seconds of each phase of one call.

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from attention_service.api.security_headers import security_headers
 from attention_service.api.traces import name_problem
 from attention_wire.bodies import PROBLEM
 from attention_wire.problems import TYPE_PREFIX, Code, ProblemDetails, ProblemError
@@ -106,8 +107,9 @@ async def _on_error(request: Request, error: Exception) -> Response:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     detail = "The service failed on this request. The request id leads to its log."
     response = problem_response(ProblemError(Code.INTERNAL, detail), request)
-    # Starlette sends this one past every middleware, so past the one that sets the header.
+    # Starlette sends this one past every middleware, so past the one that sets these.
     response.headers["X-Request-ID"] = request.scope.get("state", {}).get("request_id", "")
+    response.raw_headers.extend(security_headers(request.scope["path"]))
     return response
 
 

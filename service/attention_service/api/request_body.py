@@ -10,6 +10,7 @@ from typing import NamedTuple
 from starlette.requests import ClientDisconnect, Request
 
 from attention_service.api.answers import SLOW_BYTES
+from attention_service.api.scopes import header
 from attention_wire.bodies import JSON, SAFETENSORS
 from attention_wire.problems import Code, ProblemError
 from attention_wire.tensors import Buffer
@@ -31,7 +32,11 @@ class RequestBody(NamedTuple):
 
 
 async def read_body(
-    request: Request, max_bytes: int, seconds: float, check_room: Callable[[], None]
+    request: Request,
+    max_bytes: int,
+    seconds: float,
+    most: float,
+    check_room: Callable[[], None],
 ) -> RequestBody:
     """Read a request's whole body.
 
@@ -39,12 +44,14 @@ async def read_body(
         request: the request.
         max_bytes: of the body, unpacked too.
         seconds: that it may take, and one more for every 64 KiB.
+        most: seconds that it may take in any case.
         check_room: refuses a large call before its body is read.
 
     Raises:
         ProblemError: ``unsupported_media_type``, ``unsupported_encoding``, ``body_too_large``
             (before a byte is read, where the length is known), ``body_timeout`` or
             ``malformed_body``; and what ``check_room`` raises.
+        TimeoutError: the most seconds are over.
     """
     media_type = _media_type(request)
     encoding = _encoding(request)
@@ -54,7 +61,7 @@ async def read_body(
     if length is None or length > _SMALL_BYTES:
         check_room()
     try:
-        content = await _read(request, length, max_bytes, seconds)
+        content = await _read(request, length, max_bytes, seconds, most)
     except ClientDisconnect:
         raise ProblemError(Code.MALFORMED_BODY, "The connection closed inside the body.") from None
     if encoding is None:
@@ -66,7 +73,9 @@ async def read_body(
 
 
 def _media_type(request: Request) -> str:
-    given = request.headers.get("content-type", JSON)
+    given = header(request.scope, b"content-type")
+    if given is None:
+        return JSON
     media_type = given.split(";")[0].strip().lower()
     if media_type in (JSON, _CURL_DEFAULT):
         return JSON
@@ -79,7 +88,7 @@ def _media_type(request: Request) -> str:
 
 
 def _encoding(request: Request) -> str | None:
-    given = request.headers.get("content-encoding", "identity").strip().lower()
+    given = (header(request.scope, b"content-encoding") or "").strip().lower()
     if given in ("", "identity"):
         return None
     if given in _ENCODINGS:
@@ -91,7 +100,7 @@ def _encoding(request: Request) -> str | None:
 
 
 def _content_length(request: Request) -> int | None:
-    given = request.headers.get("content-length")
+    given = header(request.scope, b"content-length")
     if given is None:
         return None
     if not given.isdecimal():
@@ -99,20 +108,25 @@ def _content_length(request: Request) -> int | None:
     return int(given)
 
 
-async def _read(request: Request, length: int | None, max_bytes: int, seconds: float) -> bytearray:
+async def _read(
+    request: Request, length: int | None, max_bytes: int, seconds: float, most: float
+) -> bytearray:
     """The body in one buffer, made at once where its length is known."""
     content = bytearray(length or 0)
     end = 0
-    latest = asyncio.get_running_loop().time() + seconds
+    now = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout_at(latest) as limit:
+        async with asyncio.timeout_at(now + min(seconds, most)) as limit:
             async for chunk in request.stream():
                 begin, end = end, end + len(chunk)
                 if end > max_bytes:
                     raise _too_large("more", max_bytes)
                 content[begin:end] = chunk
-                limit.reschedule(latest + end / SLOW_BYTES)
+                if end != length:
+                    limit.reschedule(now + min(seconds + end / SLOW_BYTES, most))
     except TimeoutError:
+        if seconds + end / SLOW_BYTES >= most:
+            raise  # the call's own time is over
         raise ProblemError(
             Code.BODY_TIMEOUT,
             f"The body came too slowly: {end} bytes after {seconds + end / SLOW_BYTES:.1f} s. "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +11,7 @@ from fastapi.responses import HTMLResponse
 
 from attention_service.api.metrics import CONTENT_TYPE, Metrics
 from attention_service.attention.engine import Engine
-from attention_service.modules.repository import Repository
+from attention_service.modules.folder import ModuleFolder
 from attention_service.serving.lifecycle import Lifecycle
 from attention_service.settings import Settings
 from attention_wire.documents import MAX_DEPTH
@@ -26,7 +25,7 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 def light_routes(
     settings: Settings,
     engine: Engine,
-    repository: Callable[[], Repository],
+    folder: ModuleFolder,
     lifecycle: Lifecycle,
     metrics: Metrics,
 ) -> APIRouter:
@@ -56,12 +55,12 @@ def light_routes(
     @router.get("/v1/modules", tags=["modules"])
     async def modules() -> ModuleList:
         """The modules that serve, and the folders that were refused with the reason."""
-        return ModuleList(modules=repository().infos(), refused=repository().refused)
+        return ModuleList(modules=folder.current.infos(), refused=folder.current.refused)
 
     @router.get("/v1/modules/{name}", tags=["modules"])
     async def module(name: str) -> ModuleInfo:
         """One module: its kind, heads, sizes, licence, source and checksum."""
-        return repository().get(name).info
+        return folder.current.get(name).info
 
     @router.get("/healthz", tags=["service"])
     async def healthz() -> Health:

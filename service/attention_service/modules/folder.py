@@ -7,6 +7,7 @@ the reason, and what it held before serves on.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,9 @@ class ModuleFolder:
         path: it may be missing or empty, and then there are no modules.
         engine: loads the graphs.
         default_text_module: the text module of calls that name none.
+
+    Attributes:
+        current: what the last look gave; no modules before the first.
     """
 
     def __init__(self, path: Path, engine: Engine, default_text_module: str | None = None) -> None:
@@ -53,6 +57,17 @@ class ModuleFolder:
         self._engine = engine
         self._default_text_module = default_text_module
         self._held: dict[str, _Held] = {}
+        self.current = self._repository()
+
+    async def follow(self, seconds: float) -> None:
+        """Look again and again. Calls keep the module that they began with.
+
+        Args:
+            seconds: between two looks; 0 for none.
+        """
+        while seconds:
+            await asyncio.sleep(seconds)
+            await asyncio.to_thread(self.look)
 
     def look(self) -> Repository:
         """The modules that serve now. Takes as long as what is new takes to load."""
@@ -60,6 +75,10 @@ class ModuleFolder:
         if found is not None:
             seen = {name: self._seen(name, path) for name, path in found.items()}
             self._held = {**self._missing(seen), **seen}
+            self.current = self._repository()
+        return self.current
+
+    def _repository(self) -> Repository:
         held = sorted(self._held.items())
         return Repository(
             {name: one.module for name, one in held if one.module is not None},

@@ -21,6 +21,11 @@ class Lifetime:
         self.caller_is_gone = False
         self._end = monotonic() + seconds
 
+    @property
+    def left(self) -> float:
+        """Seconds from now to the deadline."""
+        return self._end - monotonic()
+
     def is_over(self) -> bool:
         """Whether nobody waits for the answer any more."""
         return self.caller_is_gone or monotonic() >= self._end

@@ -1,0 +1,88 @@
+"""The envelope of every answer: an id, security headers, and a line in the log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from time import perf_counter
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from attention_service.api.scopes import is_probe, own_path
+from attention_service.api.security_headers import security_headers
+from attention_service.api.traces import name_request, trace_of_request
+from attention_service.serving.lifecycle import Lifecycle
+
+logger = logging.getLogger(__name__)
+
+_LINE = "%(method)s %(path)s %(status)d %(duration_ms).1f ms %(request_id)s"
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+class Envelope:
+    """What every request and every answer has.
+
+    `X-Request-ID` is echoed or made; it stands in the scope's state, the log and the trace. A line
+    of the log names the request and its answer, never what they hold. Probes are logged at the
+    level of debugging. Once this process is about to end, answers close their connections: whoever
+    keeps one alive asks elsewhere, and finds none closed under a request.
+    """
+
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
+        self._app = app
+        self._lifecycle = lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        name_request(request_id, scope["query_string"])
+        added = ((b"x-request-id", request_id.encode()), *security_headers(own_path(scope)))
+        started = perf_counter()
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *added]
+                if self._lifecycle.is_leaving:
+                    MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            level = logging.DEBUG if is_probe(scope) else logging.INFO
+            if logger.isEnabledFor(level):
+                _log(level, scope, status, perf_counter() - started)
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value, "ascii")
+    return os.urandom(16).hex()
+
+
+def _log(level: int, scope: Scope, status: int, seconds: float) -> None:
+    state, client = scope["state"], scope["client"]
+    fields = {
+        "method": scope["method"],
+        "path": scope["raw_path"].decode("latin-1"),  # still escaped: no line can be forged
+        "status": status,
+        "duration_ms": round(seconds * 1e3, 3),
+        "request_id": state["request_id"],
+        "caller": state.get("caller") or (client[0] if client else ""),
+        **trace_of_request(),
+    }
+    # Made here: to look up who calls the logger takes as long as all the rest.
+    record = logger.makeRecord(
+        logger.name, level, __file__, 0, _LINE, (fields,), None, None, fields
+    )
+    logger.handle(record)

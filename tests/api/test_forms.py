@@ -1,0 +1,204 @@
+"""Small calls of a known form are answered as the others are, whatever they hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ml_dtypes
+import numpy as np
+import pytest
+
+from attention_service.api.forms import Forms
+from attention_service.attention.compiled import Compiled
+from attention_service.attention.engine import Engine
+from attention_service.attention.sdpa import AttentionJob
+from attention_service.settings import Settings
+from attention_wire import bodies
+from attention_wire.schemas import AttentionRequest
+from tests.conftest import RunningService
+from tests.reference import attention
+
+Array = np.ndarray[Any, Any]
+CHANGING = ("date", "server-timing", "x-request-id")
+RNG = np.random.default_rng(11)
+
+
+def tensors(shape: tuple[int, ...] = (1, 2, 5, 4), keys: int = 6, dtype: Any = np.float32) -> Any:
+    rest = (*shape[:-2], keys, shape[-1])
+    sizes = {"query": shape, "key": rest, "value": (*rest[:-1], 3)}
+    return {name: RNG.standard_normal(size).astype(dtype) for name, size in sizes.items()}
+
+
+@pytest.fixture(scope="module")
+def http(start_service: Callable[[Settings], RunningService]) -> Iterator[httpx.Client]:
+    url = start_service(Settings(modules=Path("/nonexistent"), provider="cpu", threads=2)).url
+    with httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+def ask(http: httpx.Client, fields: dict[str, Any], **headers: str) -> httpx.Response:
+    body = bodies.write(bodies.SAFETENSORS, fields, "request")
+    types = {"Content-Type": body.media_type, **headers}
+    return http.post("/v1/attention", content=bytes(body), headers=types)
+
+
+def answer(response: httpx.Response) -> dict[str, Any]:
+    assert response.status_code == 200, response.text
+    return bodies.read(bodies.SAFETENSORS, response.content, "response").values
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"scale": 0.7},
+    {"return": {"weights": False}},
+    {"return": {"lse": True, "entropy": True}},
+    {"return": {"weights": False, "lse": True}},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=json.dumps)
+@pytest.mark.parametrize("shape", [(1, 2, 5, 4), (3, 1, 2, 8), (5, 4)], ids=str)
+def test_every_call_of_a_form_has_its_own_answer(
+    http: httpx.Client, shape: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    first: dict[str, str] | None = None
+    for _ in range(3):
+        given = tensors(shape)
+        response = ask(http, {**given, **options})
+        found = answer(response)
+        rank_4 = [
+            np.reshape(array, (1,) * (4 - array.ndim) + array.shape) for array in given.values()
+        ]
+        expected = attention(*rank_4, scale=options.get("scale"))
+        wants = {"output": True, "weights": True, **options.get("return", {})}
+        assert {name for name in found if name != "provider"} == {n for n, w in wants.items() if w}
+        for name in ("output", "weights", "lse", "entropy"):
+            if wants.get(name):
+                right = getattr(expected, name)
+                np.testing.assert_allclose(
+                    found[name], right.reshape(found[name].shape), rtol=2e-5, atol=2e-6
+                )
+                assert found[name].dtype == np.float32
+                assert found[name].ndim == len(shape) - (name in ("lse", "entropy"))
+        kept = {
+            k: v
+            for k, v in response.headers.items()
+            if k not in ("date", "server-timing", "x-request-id")
+        }
+        first = first or kept
+        assert kept == first
+        phases = [part.split(";")[0] for part in response.headers["server-timing"].split(", ")]
+        assert phases == ["parse", "queue", "compute", "serialize"]
+
+
+def test_grouped_heads(http: httpx.Client) -> None:
+    for _ in range(2):
+        given = tensors((2, 4, 3, 4)) | {
+            name: tensors((2, 2, 6, 4))[name] for name in ("key", "value")
+        }
+        expected = attention(given["query"], given["key"], given["value"])
+        found = answer(ask(http, given))
+        np.testing.assert_allclose(found["output"], expected.output, rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(found["weights"], expected.weights, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("field", ["query", "key", "value"])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_none_are_named_as_ever(
+    http: httpx.Client, field: str, wrong: float
+) -> None:
+    good = tensors((1, 1, 3, 5))
+    answer(ask(http, good))
+    bad = {**good, field: good[field].copy()}
+    bad[field][0, 0, 1, 2] = wrong
+    response = ask(http, bad)
+    assert response.status_code == 422
+    assert response.json()["code"] == "non_finite"
+    assert response.json()["errors"][0]["loc"] == [field]
+    answer(ask(http, good))
+
+
+def test_large_numbers_are_computed_in_float64_as_ever(http: httpx.Client) -> None:
+    shape = {name: array.shape for name, array in tensors((1, 1, 2, 7)).items()}
+    for size in (1.0, 1e20, 1e30, 1.0):
+        given = {name: np.full(of, size, np.float32) for name, of in shape.items()}
+        given["key"][0, 0, 0, 0] = -size
+        expected = attention(given["query"], given["key"], given["value"])
+        found = answer(ask(http, given))
+        np.testing.assert_allclose(found["output"], expected.output, rtol=1e-5)
+        np.testing.assert_allclose(found["weights"], expected.weights, atol=1e-6)
+
+
+def test_bytes_that_do_not_fit_the_header(http: httpx.Client) -> None:
+    whole = bytes(bodies.write(bodies.SAFETENSORS, tensors((1, 1, 2, 9)), "request"))
+    headers = {"Content-Type": bodies.SAFETENSORS}
+    for body in (whole, whole[:-1], whole + b"x", whole[:40], whole[:4], whole):
+        response = http.post("/v1/attention", content=body, headers=headers)
+        assert response.status_code == (200 if body == whole else 400)
+
+
+def test_an_answer_in_another_form_is_still_given(http: httpx.Client) -> None:
+    given = tensors((1, 1, 2, 6))
+    answer(ask(http, given))
+    as_json = ask(http, given, Accept=bodies.JSON)
+    expected = attention(given["query"], given["key"], given["value"])
+    np.testing.assert_allclose(as_json.json()["output"], expected.output, rtol=2e-5, atol=2e-6)
+
+
+# --- What is compiled, and what is not --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine("cpu", 2)
+
+
+def takes(engine: Engine, fields: dict[str, Any]) -> bool:
+    job = AttentionJob.of(AttentionRequest.model_validate(fields), engine)
+    return Compiled.takes(job.call, engine)
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_compiled"),
+    [
+        (tensors(), True),
+        ({**tensors(), "scale": 0.0}, True),
+        ({**tensors(), "is_causal": True}, False),
+        ({**tensors(), "softcap": 1.0}, False),
+        ({**tensors(), "attn_mask": np.ones((5, 6), bool)}, False),
+        ({**tensors(), "sinks": np.ones(2, np.float32)}, False),
+        ({**tensors(), "return": {"plan": True}}, False),
+        ({**tensors(), "return": {"output": False}}, False),
+        ({**tensors(), "return": {"scores": "raw"}}, False),
+        ({**tensors(), "return": {"weights": {"heads": [1]}}}, False),
+        ({**tensors(), "return": {"weights": {"top_k": 2}}}, False),
+        (tensors(dtype=np.float64), False),
+        (tensors(dtype=np.float16), False),
+        (tensors(dtype=ml_dtypes.bfloat16), False),
+        (tensors((1, 8, 128, 64), 128), False),  # it takes a while
+        (tensors((1, 2, 0, 4)), False),
+        (tensors(keys=0), False),
+    ],
+)
+def test_which_calls_are_compiled(
+    engine: Engine, fields: dict[str, Any], is_compiled: bool
+) -> None:
+    assert takes(engine, fields) == is_compiled
+
+
+def test_forms_are_forgotten_in_the_end(engine: Engine) -> None:
+    forms = Forms(engine)
+    headers = []
+    for rows in range(1, 300):
+        given = tensors((1, 1, rows, 2), keys=2)
+        job = AttentionJob.of(AttentionRequest.model_validate(given), engine)
+        body = bytes(bodies.write(bodies.SAFETENSORS, given, "request"))
+        _, header = forms.find(memoryview(body))
+        forms.learn(header, job, bodies.write(bodies.SAFETENSORS, job.run(), "response"))
+        headers.append(body)
+    known = [forms.find(memoryview(body))[0] is not None for body in headers]
+    assert known == [False] * 43 + [True] * 256
