@@ -57,7 +57,7 @@ class Recorder:
     def below(self, parent: ReadableSpan) -> list[ReadableSpan]:
         """The spans below one, by their beginning."""
         below = [span for span in self.spans if span.parent and _id(span.parent) == _id(parent)]
-        return sorted(below, key=lambda span: span.start_time or 0)
+        return sorted(below, key=lambda span: (span.start_time or 0, span.end_time or 0))
 
     def text(self) -> str:
         """All that leaves the process with these spans."""

@@ -179,7 +179,7 @@ def test_tensors_to_a_text_module_are_a_422(caller: Caller) -> None:
 
 def test_without_modules_a_text_call_says_how_to_add_one(small: Caller) -> None:
     answer = small.post(TEXT, {"text": "a"})
-    says = ("attention-service export", "/nonexistent", "restart")
+    says = ("attention-service export", "/nonexistent")
     check_problem(answer, 404, "unknown_module", says=says)
     answer = small.post(TEXT, {"text": "a", "module": "b"})
     check_problem(answer, 404, "unknown_module", "module", says=("'b'", "none"))
