@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from attention_service.api.app import create_app
 from attention_service.heap import give_back_freed
+from attention_service.priority import take_all_files
 from attention_service.serving.lifecycle import Lifecycle
 from attention_service.settings import Settings
 
@@ -147,6 +148,7 @@ def serve(settings: Settings) -> None:
         KeysError: the file of keys cannot be used.
         TracesError: traces are asked for and cannot be sent.
     """
+    take_all_files()
     if not give_back_freed():
         logger.info("memory that large calls took may stay with the process: not glibc")
     lifecycle = Lifecycle()

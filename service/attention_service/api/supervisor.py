@@ -30,6 +30,7 @@ from attention_service.api.traces import TracesError
 from attention_service.attention.engine import EngineError
 from attention_service.heap import give_back_freed
 from attention_service.logs import configure
+from attention_service.priority import take_all_files
 from attention_service.serving.keys import KeysError
 from attention_service.serving.lifecycle import Lifecycle
 from attention_service.settings import Settings
@@ -260,6 +261,7 @@ def supervise(settings: Settings) -> int:
 def _work(settings: Settings, sock: socket.socket, pipe: Connection) -> None:
     """A worker's process."""
     configure(settings.log_level, settings.log_format)
+    take_all_files()
     give_back_freed()
     lifecycle = Lifecycle()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -17,6 +18,7 @@ from attention_service.attention.graphs import Spec, TileSpec, build
 from attention_service.attention.kernels import TILE_BYTES, Target
 from attention_service.attention.lanes import Lanes
 from attention_service.attention.patterns import Patterns
+from attention_service.priority import step_back
 from attention_wire.tensors import Array
 
 # Name in settings → ONNX Runtime's, fastest first: the order in which `auto` looks.
@@ -159,7 +161,9 @@ class Engine:
         options.intra_op_num_threads = self.threads
         # An arena would keep what the longest text took.
         options.enable_cpu_mem_arena = False
-        return self._load(str(model), options)
+        # Threads of a session inherit the niceness of the one that makes it.
+        with ThreadPoolExecutor(1, initializer=step_back) as thread:
+            return thread.submit(self._load, str(model), options).result()
 
     def _options(self) -> onnxruntime.SessionOptions:
         options = onnxruntime.SessionOptions()

@@ -13,6 +13,7 @@ from threading import Condition, Thread
 from typing import TypeAlias
 
 from attention_service.attention.slots import Slots
+from attention_service.priority import step_back
 
 Tile: TypeAlias = Callable[[], None]
 
@@ -108,6 +109,7 @@ class Lanes:
             thread.start()
 
     def _help(self) -> None:
+        step_back()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._turn or self._closed)

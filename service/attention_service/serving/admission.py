@@ -14,25 +14,30 @@ from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
+from attention_service.priority import step_back
 from attention_service.serving.line import Line, Ride, Waiting
 from attention_wire.problems import Code, ProblemError
 
 Result = TypeVar("Result")
 # A caller may take this part of the queue, so that others find room in it.
 _PART_OF_ONE = 2
-_MEANS_OF_WAIT = 3
+# Three that wait, and the one before them.
+_MEANS_OF_WAIT = 4
 
 
 class _Kind:
     """The places of small or of large calls, and the line before them.
 
     Attributes:
+        running: places that are taken.
+        computing: what the calls that compute in them count as.
         mean_seconds: of a place, for each call that was computed in it.
     """
 
     def __init__(self, places: int) -> None:
         self.places = places
         self.running = 0
+        self.computing = 0
         self.line = Line()
         self.mean_seconds = 0.0
 
@@ -114,7 +119,7 @@ class Admission:
         self._max_wait = max_wait
         self._large, self._small = _Kind(max_running), _Kind(max_small)
         self._used_bytes = 0
-        self._threads = ThreadPoolExecutor(max_running + max_small, "compute")
+        self._threads = ThreadPoolExecutor(max_running + max_small, "compute", step_back)
 
     @property
     def waiting(self) -> int:
@@ -190,6 +195,7 @@ class Admission:
                 break
             room -= other.size
             place.count += waiting.count
+            kind.computing += waiting.count
             kind.line.remove(waiting)
             waiting.turn.set_result(
                 self._take(kind, waiting.peak_bytes, waiting.count, is_shared=True)
@@ -217,7 +223,9 @@ class Admission:
         return kind.running < kind.places and self._has_memory(peak_bytes)
 
     def _take(self, kind: _Kind, peak_bytes: int, count: int, *, is_shared: bool = False) -> Place:
-        kind.running += not is_shared
+        if not is_shared:
+            kind.running += 1
+            kind.computing += count
         self._used_bytes += peak_bytes
         return Place(partial(self._release, kind), peak_bytes, count, is_shared=is_shared)
 
@@ -226,13 +234,14 @@ class Admission:
             seconds = (perf_counter() - place.started) / place.count
             kind.mean_seconds += 0.2 * (seconds - kind.mean_seconds)
             kind.running -= 1
+            kind.computing -= place.count
         self._used_bytes -= freed
         self._wake()
 
     def _no_room(self, kind: _Kind, caller: str, count: int) -> ProblemError | None:
         waiting, own = len(kind.line), kind.line.of(caller)
         most_of_one = math.ceil(self._max_waiting / _PART_OF_ONE)
-        seconds = kind.mean_seconds * waiting / kind.places
+        seconds = kind.mean_seconds * (waiting + kind.computing) / kind.places
         longest = max(self._max_wait, _MEANS_OF_WAIT * kind.mean_seconds)
         if _is_full(waiting, count, self._max_waiting):
             what = f"{waiting} calls are waiting, as many as may"
