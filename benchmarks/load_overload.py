@@ -13,15 +13,16 @@ from typing import Any
 import uvloop
 
 from attention_client import AsyncAttentionClient
-from benchmarks.load_generator import Outcome, Sender, percentile, probe, request
+from benchmarks.load_calls import text
+from benchmarks.load_generator import Outcome, Sender, percentile, probe
 from benchmarks.served import Served, served
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs away into the dark wood again"
-# For an operator who would rather refuse a call than let it wait: short queues, one batch at a time.
+# Of an operator who would rather refuse a call than let it wait: a short queue, one batch at once.
 SETTINGS = {"max_wait": 0.02, "max_running": 1}
-_FIELDS = {"text": TEXT, "return": {"weights": False}, "tensor_format": "base64"}
-CONTENT = request("/v1/text/attention", json.dumps(_FIELDS).encode(), "application/json")
-_CALLERS = 8
+_FIELDS = {"return": {"weights": False}}
+CONTENT = text(TEXT, **_FIELDS)
+_CALLERS = 4
 # What the other processes take to begin.
 _START_SECONDS = 2.0
 _PATIENT = 4

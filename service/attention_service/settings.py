@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     )
     """Memory that calls may take together; by default half of what the cgroup allows."""
 
-    batch_bytes: int = Field(default=32 * MEBIBYTE, ge=0)
+    batch_bytes: int = Field(default=6 * MEBIBYTE, ge=0)
     """Scores, padding included, of calls that are computed together; 0 computes each by itself."""
 
     max_running: int = Field(default=2, ge=1)

@@ -131,9 +131,14 @@ def _take_tensors(value: Any, path: str, tensors: dict[str, Array]) -> Any:
             else:
                 rest[name] = _take_tensors(item, f"{path}{name}.", tensors)
         return rest
-    if isinstance(value, list):
+    if _holds_objects(value):
         return [_take_tensors(item, f"{path}{i}.", tensors) for i, item in enumerate(value)]
     return value
+
+
+def _holds_objects(value: Any) -> bool:
+    """Whether it is a list of objects, which may hold tensors: no other list does."""
+    return isinstance(value, list) and len(value) > 0 and isinstance(value[0], Mapping)
 
 
 def _with_tensors_as(value: Any, tensor_format: TensorFormat) -> Any:
@@ -141,6 +146,6 @@ def _with_tensors_as(value: Any, tensor_format: TensorFormat) -> Any:
         return to_json(value, tensor_format)
     if isinstance(value, Mapping):
         return {name: _with_tensors_as(item, tensor_format) for name, item in value.items()}
-    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+    if _holds_objects(value):
         return [_with_tensors_as(item, tensor_format) for item in value]
     return value

@@ -24,7 +24,7 @@ from attention_wire.tensors import Array
 # Names, dtypes, shapes and offsets of one result's tensors, in any form.
 _RESULT_BYTES = 256
 # Scores of all heads and layers that one run may form for texts that it pads.
-_RUN_BYTES = 32 * 2**20
+_RUN_BYTES = 6 * 2**20
 # What padding may change, of the largest number: kernels round by shape.
 _LIKE = 1e-3
 INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
@@ -92,6 +92,18 @@ class TextModule:
         most = _LIKE * np.abs(alone).max()
         return bool(is_whole and np.abs(padded[1, :2] - alone[0]).max() <= most)
 
+    def tokens(self, request: TextRequest) -> list[Tokens]:
+        """The texts of a request, tokenized.
+
+        Raises:
+            ProblemError: a text is too long, or the pair does not fit the texts.
+        """
+        longest = self.info.max_length
+        return [
+            self.tokenizer.encode(text, pair, longest, truncate=request.truncate, place=place)
+            for text, pair, place in _texts(request)
+        ]
+
     def job(self, request: TextRequest) -> TextJob:
         """A request to this module as a job.
 
@@ -114,12 +126,7 @@ class TextJob(Job):
         self._wants = request.return_
         self._layers = _select("layers", request.layers, module.info.num_layers)
         self._heads = _select("heads", request.heads, module.info.num_heads)
-        self._texts = [
-            module.tokenizer.encode(
-                text, pair, module.info.max_length, truncate=request.truncate, place=place
-            )
-            for text, pair, place in _texts(request)
-        ]
+        self._texts = module.tokens(request)
         names = module.outputs
         layers = self._layers if self._wants.weights else []
         self._outputs = [names.weights[layer] for layer in layers]

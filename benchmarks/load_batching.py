@@ -1,0 +1,97 @@
+"""Batching: two services, one of which computes each call by itself, taking turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import uvloop
+
+from attention_service.attention.engine import Engine
+from attention_service.modules.loading import load
+from attention_service.modules.text import TextModule
+from attention_service.resources import cpu_count
+from attention_wire.schemas import TextRequest
+from benchmarks.load_calls import WORDS_OF_6, text
+from benchmarks.load_generator import Outcome, Sender
+from benchmarks.served import MODULES, served
+
+MODULE = "all-MiniLM-L6-v2"
+LONG = " ".join(["attention"] * 62)  # 64 tokens
+_CALLERS = 32
+
+
+def _bare_gain(tokens: int, seconds: float) -> float:
+    """How many times the throughput of one text at a time sixteen have, without the service."""
+    module = load(MODULES / MODULE, Engine("cpu", cpu_count()))
+    if not isinstance(module, TextModule):
+        raise TypeError(f"{MODULE} is no text module")
+    content = LONG if tokens == 64 else WORDS_OF_6
+    (of_one,) = module.tokens(TextRequest(text=content))
+    outputs = [*module.outputs.weights, module.outputs.output]
+    rates: dict[int, list[float]] = {1: [], 16: []}
+    for _ in range(3):
+        for size, seen in rates.items():
+            texts, start, count = [of_one] * size, time.perf_counter(), 0
+            while time.perf_counter() - start < seconds / 6:
+                module.arrays(outputs, texts)
+                count += size
+            seen.append(count / (time.perf_counter() - start))
+    return statistics.median(rates[16]) / statistics.median(rates[1])
+
+
+def _turns(
+    ports: dict[str, int], content: bytes, callers: int, seconds: float, rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Answers a second and the middle time in ms, in the middle of the rounds, of each service."""
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in ports}
+
+    async def one(port: int) -> tuple[float, list[Outcome]]:
+        sender = Sender(port)
+        try:
+            return await sender.closed_loop([content], callers, seconds)
+        finally:
+            sender.close()
+
+    for _ in range(rounds):
+        for name, port in ports.items():
+            rate, outcomes = uvloop.run(one(port))
+            if any(outcome.status != 200 for outcome in outcomes):
+                raise RuntimeError(f"the service answered {outcomes[0].status}")
+            middle = statistics.median(outcome.seconds for outcome in outcomes)
+            seen[name].append((rate, 1e3 * middle))
+    return {
+        name: (float(np.median([r for r, _ in each])), float(np.median([m for _, m in each])))
+        for name, each in seen.items()
+    }
+
+
+def batching(seconds: float) -> dict[str, Any]:
+    """Measure, and say whether what was asked is met.
+
+    Args:
+        seconds: of each turn.
+    """
+    rounds = 5
+    settings = {"max_wait": 60}  # nobody is refused here
+    with served(**settings) as batched, served(batch_bytes=0, **settings) as alone:
+        ports = {"batched": batched.port, "alone": alone.port}
+        short = _turns(ports, text(WORDS_OF_6), _CALLERS, seconds, rounds)
+        long = _turns(ports, text(LONG), _CALLERS, seconds, rounds)
+        single = _turns(ports, text(WORDS_OF_6), 1, seconds, rounds)
+    bare = {tokens: _bare_gain(tokens, 3 * seconds) for tokens in (8, 64)}
+    gains = {8: short["batched"][0] / short["alone"][0], 64: long["batched"][0] / long["alone"][0]}
+    single_ratio = single["batched"][1] / single["alone"][1]
+    return {
+        "texts_a_second": {"8 tokens": short, "64 tokens": long, "one caller": single},
+        "gain": gains,
+        "bare_gain_of_16": bare,
+        "p50_of_one_caller": single_ratio,
+        "asked": {
+            "8 tokens ≥ 1.6 × without": gains[8] >= 1.6,
+            "64 tokens ≥ 0.8 of the bare gain": gains[64] >= 0.8 * bare[64],
+            "p50 of one caller ≤ 1.05 × without": single_ratio <= 1.05,
+        },
+    }
