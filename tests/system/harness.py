@@ -118,9 +118,11 @@ class Service:
 
 
 @contextmanager
-def serving(modules: Path, log: Path, drain_delay: float = 0) -> Iterator[Service]:
-    """A real service on a free port of this machine."""
-    port = free_port()
+def serving(
+    modules: Path, log: Path, drain_delay: float = 0, port: int | None = None
+) -> Iterator[Service]:
+    """A real service on a port of this machine, by default a free one."""
+    port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "attention_service", "serve"]
     settings = {

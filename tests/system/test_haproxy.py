@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 import yaml
 
+from attention_client import AttentionClient
 from attention_service.api.problems import STATUS
 from attention_wire.bodies import PROBLEM
 from attention_wire.problems import TYPE_PREFIX, Code, ProblemDetails
+from tests.reference import attention
 from tests.system.harness import (
     REPOSITORY,
     Service,
@@ -324,3 +326,47 @@ def test_a_large_call_is_lost_with_its_replica_and_says_so(failing_deployment: D
     assert answer.headers["Content-Type"] == PROBLEM
     assert answer.json()["status"] == httpx.codes.BAD_GATEWAY
     assert "X-Request-ID" in answer.headers
+
+
+@pytest.mark.timeout(240)
+def test_replicas_end_and_come_back_for_a_minute_and_no_client_sees_it(
+    modules: Path, tmp_path: Path
+) -> None:
+    """Eight clients for 60 s, while a replica is told to end, and later is killed."""
+    rng = np.random.default_rng(0)
+    shapes = [(1, 2, 8, 16), (1, 4, 64, 32), (1, 8, 200, 64)]
+    calls = [[rng.standard_normal(s).astype(np.float32) for _ in range(3)] for s in shapes]
+    expected = [attention(*tensors) for tensors in calls]
+    counts, wrong = Counter[int](), list[str]()
+    with ExitStack() as stack:
+        deployment = stack.enter_context(deployed(modules, tmp_path))
+        end = time.monotonic() + 60
+
+        def client(number: int) -> None:
+            with AttentionClient(deployment.url, timeout=60) as own:
+                which = number
+                while time.monotonic() < end:
+                    which = (which + 1) % len(calls)
+                    result = own.attention(*calls[which])
+                    for found, right in (
+                        (result.output, expected[which].output),
+                        (result.weights, expected[which].weights),
+                    ):
+                        if np.abs(found - right).max() > 1e-5:
+                            wrong.append(f"{which}: off by {np.abs(found - right).max()}")
+                    counts[number] += 1
+
+        with ThreadPoolExecutor(8) as pool:
+            clients = [pool.submit(client, number) for number in range(8)]
+            time.sleep(5)
+            for name, how in (("attention-1", "terminate"), ("attention-2", "kill")):
+                replica = deployment.replicas[name]
+                getattr(replica.process, how)()
+                replica.process.wait(30)
+                again = serving(modules, tmp_path / f"{name}-again.log", 5, replica.port)
+                stack.enter_context(again)
+                time.sleep(8)
+            for one in clients:
+                one.result()
+    assert wrong == []
+    assert min(counts[number] for number in range(8)) > 20
