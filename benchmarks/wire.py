@@ -43,11 +43,10 @@ def _floor() -> Iterator[int]:
     port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.wire_floor", str(port)])
     try:
-        for _ in range(600):
+        while process.poll() is None:
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}", b"", timeout=5)
-            except urllib.error.HTTPError:
-                break  # an empty body is none that it can parse
+                urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5)
+                break
             except urllib.error.URLError:
                 time.sleep(0.05)
         yield port
