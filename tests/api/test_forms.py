@@ -159,7 +159,7 @@ def engine() -> Engine:
 
 def takes(engine: Engine, fields: dict[str, Any]) -> bool:
     job = AttentionJob.of(AttentionRequest.model_validate(fields), engine)
-    return Compiled.takes(job.call, engine)
+    return Compiled.takes(job.call, job.plan)
 
 
 @pytest.mark.parametrize(

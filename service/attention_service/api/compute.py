@@ -54,6 +54,7 @@ class Operation(Generic[Asked]):
         route: the path's template, as metrics name it.
         model: the request.
         job: makes a job of a request and the path's parameters.
+        forms: of its calls, if they can have any.
     """
 
     route: str
@@ -121,12 +122,12 @@ class ComputeEndpoint:
             )
             media_type = answer_type(request, body.media_type)
             with Stopwatch(self._tracer) as watch:
-                form, header = self._form(body, media_type)
+                form, form_key = self._form(body, media_type)
                 if form is not None:
                     with suppress(Doubtful):
                         await self._at_once(form, body, watch).send_all(send)
                         return True
-                call = _Call(request, body, media_type, header, lifetime, caller)
+                call = _Call(request, body, media_type, form_key, lifetime, caller)
                 return await self._in_turn(call, watch, send)
         except ConnectionAbortedError:
             return False
@@ -141,7 +142,7 @@ class ComputeEndpoint:
         )
 
     def _form(self, body: RequestBody, media_type: str) -> tuple[Form | None, bytes]:
-        """The form of a call, if it is known, and the header that it goes by."""
+        """The form of a call, if it is known, and what it goes by."""
         forms = self._operation.forms
         if forms is None or not body.media_type == media_type == SAFETENSORS:
             return None, b""
@@ -197,8 +198,8 @@ class ComputeEndpoint:
                 computed.tensor_bytes,
                 lambda: bodies.write(media_type, answer, "response", tensor_format),
             )
-        if self._operation.forms is not None and call.header:
-            self._operation.forms.learn(call.header, job, written)
+        if self._operation.forms is not None and call.form_key:
+            self._operation.forms.learn(call.form_key, job, written)
         return self._finished(written, job.module, str(answer["provider"]), body, watch)
 
     def _finished(
@@ -220,7 +221,7 @@ class _Call:
         request: it.
         body: of it.
         media_type: of the answer.
-        header: what a form of it would go by; empty if it can have none.
+        form_key: what a form of it would go by; empty if it can have none.
         lifetime: of it.
         caller: whose it is.
     """
@@ -228,7 +229,7 @@ class _Call:
     request: Request
     body: RequestBody
     media_type: str
-    header: bytes
+    form_key: bytes
     lifetime: Lifetime
     caller: str
 

@@ -93,7 +93,7 @@ class Forms:
         """
         if not isinstance(job, AttentionJob) or len(header) > _LONGEST_HEADER:
             return
-        if not Compiled.takes(job.call, self._engine):
+        if not Compiled.takes(job.call, job.plan):
             return
         layout = safetensors.layout(header)
         answer = safetensors.layout(safetensors.header(memoryview(bytes(written))))

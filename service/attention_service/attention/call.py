@@ -152,10 +152,14 @@ class AttentionCall:
             None where the compute dtype does not hold the scale or the softcap, or where the
             output is not wanted: nothing would show what the values are.
         """
-        shows_values = self.wants.output and self.sizes.v_head_size > 0
-        if not (shows_values and self._holds_factors):
+        if not self.can_be_trusted:
             return None
         return replace(self._cast(), is_trusted=True)
+
+    @property
+    def can_be_trusted(self) -> bool:
+        """Whether the output shows what the values are, and the compute dtype holds the factors."""
+        return self.wants.output and self.sizes.v_head_size > 0 and self._holds_factors
 
     def look(self) -> None:
         """Look at what the results of a call that is trusted do not show.

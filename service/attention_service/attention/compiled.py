@@ -14,8 +14,7 @@ from attention_service.attention import values
 from attention_service.attention.call import AttentionCall
 from attention_service.attention.engine import Engine
 from attention_service.attention.graphs import TileSpec
-from attention_service.attention.kernels import SMALL_FLOPS
-from attention_service.attention.planner import answer_arrays, plan
+from attention_service.attention.planner import Plan, answer_arrays
 from attention_wire.tensors import Array
 
 # Of a computation that takes less time than handing it to a thread.
@@ -48,26 +47,30 @@ class Compiled:
         self._factor = abs(call.scale)
 
     @staticmethod
-    def takes(call: AttentionCall, engine: Engine) -> bool:
-        """Whether one run of one graph gives all that a call wants, at once."""
+    def takes(call: AttentionCall, how: Plan) -> bool:
+        """Whether one run of one graph gives all that a call wants, at once.
+
+        Args:
+            call: the call.
+            how: its plan.
+        """
+        if [cost.tiles for cost in how.costs] != [1] or how.costs[0].flops > INSTANT_FLOPS:
+            return False
         wants, sizes = call.wants, call.sizes
         is_plain = call.is_stackable and call.masking.band is None and not call.softcap
-        has_rows_as_they_are = call.rank != 3
-        if not (is_plain and has_rows_as_they_are and 0 not in sizes):
-            return False
         is_whole = wants.heads == tuple(range(sizes.q_num_heads)) and wants.rows == range(
             sizes.q_length
         )
         is_float32 = call.dtype == call.compute_dtype == np.float32
-        trusting = call.trusting()
-        if not (is_whole and is_float32 and trusting is not None):
-            return False
-        how = plan(call, engine.target)
+        rows_stand_as_they_are = call.rank != 3
+        shows_all = call.can_be_trusted and not call.shows_keys
         return (
-            _RESULTS.issuperset(answer_arrays(call))
-            and sum(cost.flops for cost in how.costs) <= min(INSTANT_FLOPS, SMALL_FLOPS)
-            and [cost.tiles for cost in how.costs] == [1]
-            and not call.shows_keys
+            is_plain
+            and is_whole
+            and is_float32
+            and rows_stand_as_they_are
+            and shows_all
+            and _RESULTS.issuperset(answer_arrays(call))
         )
 
     def run(self, query: Array, key: Array, value: Array) -> dict[str, Array]:
