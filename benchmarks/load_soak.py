@@ -17,7 +17,7 @@ from benchmarks.load_generator import Outcome, Sender, percentile, probe, reques
 from benchmarks.served import Served, served
 
 _CALLERS = 6
-_SAMPLE_SECONDS = 2.0
+_SAMPLE_SECONDS = 0.25
 # Bodies of a megabyte are oversized here, so that they need not be large to be refused.
 SETTINGS = {"max_body_bytes": 2**20, "body_timeout": 1}
 # What an answer may say beside them, by what was sent.
