@@ -120,6 +120,11 @@ class Batching:
         if not place.is_shared:
             is_small = ride.call.job.is_small
             others = self._admission.companions(place, ride, self._most_bytes, is_small=is_small)
+            if not others:
+                work: Callable[[], Answer] = partial(ride.call.job.run, ride.call.cancelled)
+                answer = await self._admission.run(work)
+                self._computed([ride.call.job])
+                return answer
             rides = [ride, *others]
             await self._admission.run(partial(_compute, rides, asyncio.get_running_loop()))
             self._computed([one.call.job for one in rides])
