@@ -57,7 +57,7 @@ def _turns(
         try:
             return await sender.closed_loop([content], callers, seconds)
         finally:
-            sender.close()
+            await sender.close()
 
     for _ in range(rounds):
         for name, port in ports.items():

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from benchmarks.load_calls import tensors
-from benchmarks.load_generator import Sender, percentile
+from benchmarks.load_generator import Sender, end, percentile
 from benchmarks.served import Served, served
 
 _RETURN = {"output": False, "weights": False, "entropy": True}
@@ -20,7 +20,7 @@ async def _hang_up(service: Served, content: bytes, seconds: float) -> None:
     writer.write(content)
     await writer.drain()
     await asyncio.sleep(seconds)
-    writer.close()
+    await end(writer)
 
 
 async def _running(service: Served) -> float:
@@ -63,7 +63,7 @@ async def _run(service: Served, calls: int) -> dict[str, Any]:
     after = service.resident_bytes()
     sender = Sender(service.port)
     answer = await sender.ask(tensors(16, 2, 16))
-    sender.close()
+    await sender.close()
     metrics = service.metrics()
     return {
         "freed_ms_median": percentile(freed, 0.5),

@@ -11,6 +11,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
@@ -33,6 +34,13 @@ def request(path: str, body: bytes, content_type: str, **headers: str) -> bytes:
 def probe(path: str) -> bytes:
     """The bytes of a GET."""
     return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+
+
+async def end(writer: asyncio.StreamWriter) -> None:
+    """Close a connection, and wait until it is."""
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +82,16 @@ class Sender:
         body = await reader.readexactly(int(length[1]) if length else 0)
         seconds = time.perf_counter() - start
         if _CLOSE.search(head):
-            writer.close()
+            await end(writer)
         else:
             self._idle.append((reader, writer))
         phases = {str(name, "ascii"): float(ms) for name, ms in _TIMING.findall(head)}
         return Outcome(int(head[9:12]), seconds, bool(_RETRY.search(head)), phases, body)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connections."""
         while self._idle:
-            self._idle.pop()[1].close()
+            await end(self._idle.pop()[1])
 
     async def closed_loop(
         self, contents: Sequence[bytes], callers: int, seconds: float

@@ -34,7 +34,7 @@ async def _run(service: Served, seconds: float) -> dict[str, Any]:
         beside.append(await sender.ask(tiny))
         await asyncio.sleep(_PAUSE_SECONDS)
     _, outcomes = await load
-    sender.close()
+    await sender.close()
     return {
         "tile_ms": tile_ms,
         "large_calls": len(outcomes),

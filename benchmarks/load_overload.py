@@ -34,6 +34,7 @@ async def _probe(port: int, seconds: float) -> list[float]:
     while time.perf_counter() < end:
         times.append((await sender.ask(probe("/healthz"))).seconds)
         await asyncio.sleep(0.05)
+    await sender.close()
     return times
 
 
@@ -74,7 +75,7 @@ async def _run(service: Served, seconds: float) -> dict[str, Any]:
         lasted = time.perf_counter() - start
         resident = service.resident_bytes()
         probed, done = await probes, await patient
-    sender.close()
+    await sender.close()
     return {
         "most_a_second": most,
         "sustained_p99_ms": _p99(sustained),

@@ -13,7 +13,7 @@ import numpy as np
 
 from attention_wire import bodies
 from benchmarks.load_calls import JSON, WORDS_OF_6, tensors, text
-from benchmarks.load_generator import Outcome, Sender, percentile, probe, request
+from benchmarks.load_generator import Outcome, Sender, end, percentile, probe, request
 from benchmarks.served import Served, served
 
 _CALLERS = 6
@@ -60,6 +60,10 @@ class Soak:
         self.seen = Counter[str]()
         self.wrong: list[str] = []
 
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._sender.close()
+
     async def call(self) -> None:
         """Send one request of any kind."""
         kinds: dict[Callable[[], Awaitable[None]], int] = {
@@ -96,7 +100,9 @@ class Soak:
         self._note("invalid", outcome, {400, 422})
 
     async def _oversized(self) -> None:
-        outcome = await Sender(self._service.port).ask(self._large)
+        once = Sender(self._service.port)
+        outcome = await once.ask(self._large)
+        await once.close()
         self._note("oversized", outcome, {413})
 
     async def _impatient(self) -> None:
@@ -110,7 +116,7 @@ class Soak:
         writer.write(content[: self._random.randrange(1, len(content) + 1)])
         await writer.drain()
         await asyncio.sleep(self._random.random() / 50)
-        writer.close()
+        await end(writer)
         self.seen["dropped"] += 1
 
     async def _slow(self) -> None:
@@ -119,7 +125,7 @@ class Soak:
         content = self._checked[-1].content
         writer.write(content[: len(content) // 2])
         head = await reader.read(100)
-        writer.close()
+        await end(writer)
         self.seen["slow"] += 1
         if not head.startswith(b"HTTP/1.1 408"):
             self.wrong.append(f"a slow body was answered {head[:20]!r}")
@@ -147,6 +153,8 @@ async def _run(service: Served, seconds: float) -> dict[str, Any]:
             await asyncio.sleep(_SAMPLE_SECONDS)
 
     await asyncio.gather(watch(), *(caller() for _ in range(_CALLERS)))
+    await soak.close()
+    await health.close()
     late = np.array([sample for sample in resident if sample[0] >= seconds / 2])
     slope = float(np.polyfit(late[:, 0] / 60, late[:, 1], 1)[0])
     metrics = service.metrics()
