@@ -25,6 +25,7 @@ class HangUp:
         self._receive = receive
         self._lifetime = lifetime
         self._watch: asyncio.Task[None] | None = None
+        self._call: asyncio.Task[object] | None = None
 
     def __enter__(self) -> None:
         """Begin to look, in a moment."""
@@ -41,6 +42,8 @@ class HangUp:
         self._timer.cancel()
         if self._watch is not None:
             self._watch.cancel()
+        # What the watch ends with holds its frames, and these this.
+        self._watch = self._call = None
 
     def _begin(self) -> None:
         self._watch = asyncio.get_running_loop().create_task(self._wait())

@@ -82,8 +82,12 @@ class Lanes:
         if work.running:
             with self._changed:
                 self._changed.wait_for(lambda: not work.running)
-        if work.error is not None:
-            raise work.error
+        error, work.error = work.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # it holds this frame, which would hold it: a ring with all its arrays
 
     def _run_one(self, work: _Work) -> None:
         if work.cancelled():
@@ -133,19 +137,17 @@ class Lanes:
             return tile
 
     def _compute(self, work: _Work, tile: Tile) -> None:
-        error: BaseException | None = None
         self._slots.take()
         try:
             if work.cancelled():
                 raise Cancelled
             tile()
-        except BaseException as raised:  # noqa: BLE001  told to the thread that waits for it
-            error = raised
+        except BaseException as error:  # noqa: BLE001  told to the thread that waits for it
+            with self._changed:
+                work.stop(error)
         finally:
             self._slots.give_back()
         with self._changed:
             work.running -= 1
-            if error is not None:
-                work.stop(error)
             if not work.running and not work.tiles:
                 self._changed.notify_all()

@@ -302,7 +302,11 @@ async def to_its_end(work: asyncio.Future[Result]) -> Result:
             await asyncio.wait([work])
         except asyncio.CancelledError as error:
             cancelled = error
-    if cancelled is not None:
-        work.exception()  # looked at, or asyncio complains of it
-        raise cancelled
-    return work.result()
+    try:
+        if cancelled is not None:
+            work.exception()  # looked at, or asyncio complains of it
+            raise cancelled
+        return work.result()
+    finally:
+        # An error holds this frame: a frame that holds the error keeps all arrays of its call.
+        del cancelled, work

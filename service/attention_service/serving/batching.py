@@ -22,7 +22,29 @@ from attention_service.serving.line import Ride
 logger = logging.getLogger(__name__)
 
 Answer: TypeAlias = dict[str, Any]
-Outcome: TypeAlias = Answer | BaseException
+
+
+class Outcome:
+    """What computing a call came to: an answer or an error, taken once.
+
+    Who holds this holds no error that was raised: the error holds the frames that it passed, with
+    all arrays of the call, and these would hold the error.
+    """
+
+    __slots__ = ("_held",)
+
+    def __init__(self, held: Answer | BaseException) -> None:
+        self._held = [held]
+
+    def take(self) -> Answer:
+        """The answer, or the error raised."""
+        held = self._held.pop()
+        if not isinstance(held, BaseException):
+            return held
+        try:
+            raise held
+        finally:
+            del held
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,9 +151,7 @@ class Batching:
             await self._admission.run(partial(_compute, rides, asyncio.get_running_loop()))
             self._computed([one.call.job for one in rides])
         outcome: Outcome = await to_its_end(ride.finished)
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
+        return outcome.take()
 
 
 def _compute(rides: Sequence[Ride], loop: asyncio.AbstractEventLoop) -> None:
@@ -144,17 +164,19 @@ def _outcomes(calls: Sequence[Call]) -> Sequence[Outcome]:
     jobs = [call.job for call in calls]
     if len(jobs) > 1:
         try:
-            return jobs[0].run_together(jobs, lambda: all(call.cancelled() for call in calls))
+            answers = jobs[0].run_together(jobs, lambda: all(call.cancelled() for call in calls))
         except Exception as error:  # noqa: BLE001  whose it is shows when each runs by itself
             logger.debug("%d calls are computed one by one: %r", len(jobs), type(error))
+        else:
+            return [Outcome(answer) for answer in answers]
     return [_alone(call) for call in calls]
 
 
 def _alone(call: Call) -> Outcome:
     try:
-        return call.job.run(call.cancelled)
+        return Outcome(call.job.run(call.cancelled))
     except BaseException as error:  # noqa: BLE001  raised where it is waited for
-        return error
+        return Outcome(error)
 
 
 def _tensor_bytes(answer: Answer) -> int:
