@@ -10,6 +10,7 @@ from __future__ import annotations
 import binascii
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal, TypeAlias
@@ -40,6 +41,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 MAX_RANK = 16
 MAX_BYTES = 2**40
 
+_IS_LITTLE = sys.byteorder == "little"
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 # An upper bound of the characters of one element in a list, with its comma; float16 and
 # bfloat16 are written with at most as many digits as float32.
@@ -292,6 +294,8 @@ def as_bytes(array: Array) -> memoryview:
 
 def _little_endian(array: Array) -> Array:
     """The array with its bytes in the wire's order, which few files of big endian have."""
+    if _IS_LITTLE and array.dtype.isnative:
+        return array
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from attention_service.api import openapi, problems, traces
+from attention_service.api.afterwards import Afterwards
 from attention_service.api.compute import ComputeEndpoint, Operation
 from attention_service.api.envelope import Envelope
 from attention_service.api.forms import Forms
@@ -69,6 +70,7 @@ def create_app(
         max_small=max(2, settings.threads),
         max_wait=settings.max_wait,
     )
+    afterwards = Afterwards()
     metrics = Metrics(admission, engine, is_shared=settings.workers > 1)
     batching = Batching(admission, settings.batch_bytes, metrics.computed)
     folder = ModuleFolder(settings.modules, engine, settings.text_module)
@@ -85,6 +87,7 @@ def create_app(
         for task in tasks:
             task.cancel()
         admission.close()
+        afterwards.finish()
         if exporting is not None:
             await traces.close(exporting)
 
@@ -138,5 +141,5 @@ def create_app(
         app.add_middleware(RootPath, settings.root_path)
     app.add_middleware(HeadAsGet)
     app.add_middleware(CloseUnread)
-    app.add_middleware(Envelope, lifecycle)
+    app.add_middleware(Envelope, lifecycle, afterwards)
     return app

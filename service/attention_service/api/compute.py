@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from time import perf_counter
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from opentelemetry.trace import Tracer
 from starlette.requests import Request
@@ -33,7 +33,7 @@ from attention_service.serving.lifecycle import Lifecycle
 from attention_service.serving.lifetime import Lifetime
 from attention_service.settings import Settings
 from attention_wire import bodies
-from attention_wire.bodies import SAFETENSORS, Body
+from attention_wire.bodies import JSON, SAFETENSORS, Body
 from attention_wire.problems import Code, ProblemError
 from attention_wire.schemas import AttentionRequest, ModuleRequest, TextRequest
 from attention_wire.tensors import TensorFormat
@@ -122,13 +122,12 @@ class ComputeEndpoint:
             )
             media_type = answer_type(request, body.media_type)
             with Stopwatch(self._tracer) as watch:
+                call = _Call(request, body, media_type, lifetime, caller, watch)
                 form, form_key = self._form(body, media_type)
                 if form is not None:
                     with suppress(Doubtful):
-                        await self._at_once(form, body, watch).send_all(send)
-                        return True
-                call = _Call(request, body, media_type, form_key, lifetime, caller)
-                return await self._in_turn(call, watch, send)
+                        return await self._by_form(form, call, send)
+                return await self._in_turn(call, partial(self._computed, form_key=form_key), send)
         except ConnectionAbortedError:
             return False
         except TimeoutError:
@@ -148,27 +147,44 @@ class ComputeEndpoint:
             return None, b""
         return forms.find(memoryview(body.content))
 
-    def _at_once(self, form: Form, body: RequestBody, watch: Stopwatch) -> Answer:
-        """The answer to a call of a known form, computed here and now.
+    async def _by_form(self, form: Form, call: _Call, send: Send) -> bool:
+        """Answer a call of a known form, and say whether somebody took it.
 
         Raises:
             Doubtful: it has to take the whole way.
         """
-        tensors = form.tensors(memoryview(body.content))
-        parsed = perf_counter()
-        arrays = form.compiled.run(**tensors)
-        watch.lap("parse", lambda: {"attention.request_bytes": len(body.content)}, at=parsed)
-        watch.lap("queue", at=parsed)
-        watch.lap("compute", lambda: {"attention.provider": form.provider})
-        return self._finished(form.written(arrays), "sdpa", form.provider, body, watch)
+        if not form.compiled.is_instant:
+            return await self._in_turn(call, partial(self._in_place, form=form), send)
+        self._parsed(call)
+        call.watch.lap("queue")
+        written = form.answer(call.body.content)
+        await self._of_form(form, written, call).send_all(send)
+        return True
 
-    async def _in_turn(self, call: _Call, watch: Stopwatch, send: Send) -> bool:
-        """Answer a call by the whole way, and say whether somebody took it."""
+    async def _in_place(self, call: _Call, _: AsyncExitStack, form: Form) -> Answer:
+        """The answer to a call of a known form, computed in a thread."""
+        self._parsed(call)
+        with HangUp(call.request.receive, call.lifetime):
+            # Small calls take nothing out of the budget, so the answer needs no place.
+            async with self._admission.place(0, call.caller, is_small=True):
+                call.watch.lap("queue")
+                written = await self._admission.run(partial(form.answer, call.body.content))
+        return self._of_form(form, written, call)
+
+    def _of_form(self, form: Form, written: Body, call: _Call) -> Answer:
+        """What was computed by a form, as it is sent."""
+        call.watch.lap("compute", lambda: {"attention.provider": form.provider})
+        return self._finished(written, "sdpa", form.provider, call)
+
+    async def _in_turn(
+        self, call: _Call, work: Callable[[_Call, AsyncExitStack], Awaitable[Answer]], send: Send
+    ) -> bool:
+        """Answer a call by work that waits for its turn, and say whether somebody took it."""
         lifetime, task = call.lifetime, asyncio.current_task()
         try:
             async with AsyncExitStack() as held:
                 async with asyncio.timeout(lifetime.left):
-                    answer = await self._computed(call, watch, held)
+                    answer = await work(call, held)
                 await answer.send_all(send)
         except (TimeoutError, Cancelled):
             raise self._late(lifetime) from None
@@ -178,14 +194,15 @@ class ComputeEndpoint:
             return False
         return True
 
-    async def _computed(self, call: _Call, watch: Stopwatch, held: AsyncExitStack) -> Answer:
-        body, media_type, lifetime = call.body, call.media_type, call.lifetime
+    async def _computed(self, call: _Call, held: AsyncExitStack, form_key: bytes) -> Answer:
+        """The answer to any call."""
+        body, media_type, lifetime, watch = call.body, call.media_type, call.lifetime, call.watch
         job, tensor_format = await _aside(
             len(body.content), lambda: self._operation.prepare(body, call.request.path_params)
         )
         limits = self._settings.max_answer_bytes, self._admission.budget_bytes
         check_limits(job, media_type, tensor_format, *limits)
-        watch.lap("parse", lambda: {"attention.request_bytes": len(body.content)})
+        self._parsed(call)
         with HangUp(call.request.receive, lifetime):
             computed = await held.enter_async_context(
                 self._batching.compute(
@@ -195,43 +212,43 @@ class ComputeEndpoint:
             answer = computed.answer
             watch.lap("compute", lambda: _described(job, answer))
             written = await _aside(
-                computed.tensor_bytes,
+                computed.tensor_bytes if media_type == JSON else 0,  # others are sent as they are
                 lambda: bodies.write(media_type, answer, "response", tensor_format),
             )
-        if self._operation.forms is not None and call.form_key:
-            self._operation.forms.learn(call.form_key, job, written)
-        return self._finished(written, job.module, str(answer["provider"]), body, watch)
+        if self._operation.forms is not None and form_key:
+            self._operation.forms.learn(form_key, job, written)
+        return self._finished(written, job.module, str(answer["provider"]), call)
 
-    def _finished(
-        self, written: Body, module: str, provider: str, body: RequestBody, watch: Stopwatch
-    ) -> Answer:
+    def _parsed(self, call: _Call) -> None:
+        call.watch.lap("parse", lambda: {"attention.request_bytes": len(call.body.content)})
+
+    def _finished(self, written: Body, module: str, provider: str, call: _Call) -> Answer:
         """The answer as it is sent, once it is counted."""
-        size = sum(map(len, written.buffers))
+        size, watch = sum(map(len, written.buffers)), call.watch
         watch.lap("serialize", lambda: {"attention.answer_bytes": size})
         self._metrics.time(module, watch.phases)
-        self._metrics.moved(len(body.content), size)
+        self._metrics.moved(len(call.body.content), size)
         return Answer(written, watch.header(), provider)
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     """A call whose body was read.
 
     Attributes:
         request: it.
         body: of it.
         media_type: of the answer.
-        form_key: what a form of it would go by; empty if it can have none.
         lifetime: of it.
         caller: whose it is.
+        watch: times its phases.
     """
 
     request: Request
     body: RequestBody
     media_type: str
-    form_key: bytes
     lifetime: Lifetime
     caller: str
+    watch: Stopwatch
 
 
 def _timeout(request: Request, most: float) -> float:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
-from time import perf_counter
+from time import perf_counter, time
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from attention_service.api.afterwards import Afterwards
 from attention_service.api.scopes import is_probe, own_path
 from attention_service.api.security_headers import security_headers
 from attention_service.api.traces import name_request, trace_of_request
@@ -30,9 +31,10 @@ class Envelope:
     keeps one alive asks elsewhere, and finds none closed under a request.
     """
 
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, afterwards: Afterwards) -> None:
         self._app = app
         self._lifecycle = lifecycle
+        self._afterwards = afterwards
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
@@ -60,7 +62,8 @@ class Envelope:
         finally:
             level = logging.DEBUG if is_probe(scope) else logging.INFO
             if logger.isEnabledFor(level):
-                _log(level, scope, status, perf_counter() - started)
+                duration, trace = perf_counter() - started, trace_of_request()
+                self._afterwards.do(_log, level, scope, status, duration, time(), trace)
 
 
 def _request_id(scope: Scope) -> str:
@@ -70,7 +73,19 @@ def _request_id(scope: Scope) -> str:
     return os.urandom(16).hex()
 
 
-def _log(level: int, scope: Scope, status: int, seconds: float) -> None:
+def _log(
+    level: int, scope: Scope, status: int, seconds: float, at: float, trace: dict[str, str]
+) -> None:
+    """Write a line.
+
+    Args:
+        level: of the line.
+        scope: of the request.
+        status: of its answer.
+        seconds: that it took.
+        at: when it ended, in seconds since the epoch.
+        trace: that it is part of.
+    """
     state, client = scope["state"], scope["client"]
     fields = {
         "method": scope["method"],
@@ -79,10 +94,11 @@ def _log(level: int, scope: Scope, status: int, seconds: float) -> None:
         "duration_ms": round(seconds * 1e3, 3),
         "request_id": state["request_id"],
         "caller": state.get("caller") or (client[0] if client else ""),
-        **trace_of_request(),
+        **trace,
     }
     # Made here: to look up who calls the logger takes as long as all the rest.
     record = logger.makeRecord(
         logger.name, level, __file__, 0, _LINE, (fields,), None, None, fields
     )
+    record.created, record.msecs = at, at % 1 * 1e3
     logger.handle(record)

@@ -2,14 +2,17 @@
 
 Most of what a tiny call costs is finding out what it is. All of that follows from the header of
 its safetensors body, byte for byte: names, shapes, dtypes and options. So the first call of a
-header takes the whole way, and what was found out on it serves the next ones, which are computed
-at once, on the event loop.
+header takes the whole way, and what was found out on it serves the next ones. The smallest of them
+are computed at once, on the event loop; the others in a place, by one run in one thread.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from attention_service.attention.compiled import Compiled
 from attention_service.attention.engine import Engine
@@ -18,12 +21,13 @@ from attention_service.attention.sdpa import AttentionJob
 from attention_service.attention.values import Doubtful
 from attention_wire import safetensors
 from attention_wire.bodies import SAFETENSORS, Body
-from attention_wire.safetensors import LENGTH_BYTES, Layout
-from attention_wire.tensors import Array, Buffer, as_bytes
+from attention_wire.safetensors import LENGTH_BYTES
+from attention_wire.tensors import Buffer, as_bytes
 
 _MOST_FORMS = 256
 # A longer header holds options that few calls share.
 _LONGEST_HEADER = 4096
+_FLOAT_BYTES = 4
 _INPUTS = {"query", "key", "value"}
 
 
@@ -32,36 +36,34 @@ class Form:
     """What is known of the calls of one header.
 
     Attributes:
-        layout: of the request's tensors.
-        start: of their bytes.
+        start: of the numbers in the body.
+        count: of the numbers.
+        parts: where among them those of each tensor stand.
         compiled: computes them.
         header: of the answer, as bytes.
         results: the answer's tensors in the order of their bytes.
         provider: which runs them.
     """
 
-    layout: Layout
     start: int
+    count: int
+    parts: Mapping[str, slice]
     compiled: Compiled
     header: Buffer
     results: tuple[str, ...]
     provider: str
 
-    def tensors(self, body: memoryview) -> dict[str, Array]:
-        """The query, the key and the value of a body that has this form's header.
+    def answer(self, body: Buffer) -> Body:
+        """What answers a body that has this form's header.
 
         Raises:
-            Doubtful: its bytes are not as many as the header says.
+            Doubtful: its numbers need a closer look, or are not as many as the header says.
         """
-        data = body[self.start :]
-        if len(data) != self.layout.data_bytes:
+        if len(body) != self.start + _FLOAT_BYTES * self.count:
             raise Doubtful
-        return safetensors.tensors(self.layout, data)
-
-    def written(self, arrays: dict[str, Array]) -> Body:
-        """The answer as it is sent."""
-        buffers = [self.header, *(as_bytes(arrays[name]) for name in self.results)]
-        return Body(SAFETENSORS, buffers)
+        numbers = np.frombuffer(body, np.float32, self.count, self.start)
+        found = self.compiled.run(numbers, self.parts)
+        return Body(SAFETENSORS, [self.header, *(as_bytes(found[name]) for name in self.results)])
 
 
 class Forms:
@@ -93,19 +95,24 @@ class Forms:
         """
         if not isinstance(job, AttentionJob) or len(header) > _LONGEST_HEADER:
             return
-        if not Compiled.takes(job.call, job.plan):
+        if not Compiled.takes(job):
             return
         layout = safetensors.layout(header)
-        answer = safetensors.layout(safetensors.header(memoryview(bytes(written))))
-        if set(layout.tensors) != _INPUTS:
+        start = LENGTH_BYTES + len(header)
+        if set(layout.tensors) != _INPUTS or start % _FLOAT_BYTES:
             return
+        answer = safetensors.layout(safetensors.header(memoryview(bytes(written))))
         self._known[header] = Form(
-            layout,
-            LENGTH_BYTES + len(header),
-            Compiled(job.call, self._engine),
-            written.buffers[0],
-            tuple(answer.tensors),
-            self._engine.provider,
+            start=start,
+            count=layout.data_bytes // _FLOAT_BYTES,
+            parts={
+                name: slice(begin // _FLOAT_BYTES, end // _FLOAT_BYTES)
+                for name, (_, _, begin, end) in layout.tensors.items()
+            },
+            compiled=Compiled(job, self._engine),
+            header=written.buffers[0],
+            results=tuple(answer.tensors),
+            provider=self._engine.provider,
         )
         if len(self._known) > _MOST_FORMS:
             self._known.popitem(last=False)

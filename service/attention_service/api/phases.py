@@ -17,6 +17,8 @@ from attention_wire.problems import ProblemError
 PHASES = ("parse", "queue", "compute", "serialize")
 """In their order. Before them the body is read, after them the answer is sent."""
 
+_HEADER = ", ".join(f"{phase};dur=%.3f" for phase in PHASES)
+
 Attributes: TypeAlias = Mapping[str, AttributeValue]
 
 
@@ -60,7 +62,7 @@ class Stopwatch:
 
     def header(self) -> str:
         """The value of `Server-Timing` (https://www.w3.org/TR/server-timing/), in ms."""
-        return ", ".join(f"{name};dur={s * 1e3:.3f}" for name, s in self.phases.items())
+        return _HEADER % tuple(1e3 * seconds for seconds in self.phases.values())
 
     def __enter__(self) -> Self:
         """Begin to look for a failure."""

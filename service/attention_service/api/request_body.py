@@ -7,7 +7,8 @@ import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
+from starlette.types import Receive
 
 from attention_service.api.answers import SLOW_BYTES
 from attention_service.api.scopes import header
@@ -60,10 +61,7 @@ async def read_body(
         raise _too_large(f"{length} bytes", max_bytes)
     if length is None or length > _SMALL_BYTES:
         check_room()
-    try:
-        content = await _read(request, length, max_bytes, seconds, most)
-    except ClientDisconnect:
-        raise ProblemError(Code.MALFORMED_BODY, "The connection closed inside the body.") from None
+    content = await _read(request.receive, length, max_bytes, seconds, most)
     if encoding is None:
         return RequestBody(media_type, content)
     if len(content) < _THREAD_BYTES:
@@ -109,18 +107,25 @@ def _content_length(request: Request) -> int | None:
 
 
 async def _read(
-    request: Request, length: int | None, max_bytes: int, seconds: float, most: float
-) -> bytearray:
-    """The body in one buffer, made at once where its length is known."""
-    content = bytearray(length or 0)
+    receive: Receive, length: int | None, max_bytes: int, seconds: float, most: float
+) -> bytes | bytearray:
+    """The body in one buffer: as it came at once, or made where its length is known."""
+    content: bytes | bytearray = b""
     end = 0
+    more = True
     now = asyncio.get_running_loop().time()
     try:
         async with asyncio.timeout_at(now + min(seconds, most)) as limit:
-            async for chunk in request.stream():
+            while more:
+                chunk, more = await _chunk(receive)
                 begin, end = end, end + len(chunk)
                 if end > max_bytes:
                     raise _too_large("more", max_bytes)
+                if not begin and not more:
+                    content = chunk
+                    break
+                if not isinstance(content, bytearray):
+                    content = bytearray(length or 0)
                 content[begin:end] = chunk
                 if end != length:
                     limit.reschedule(now + min(seconds + end / SLOW_BYTES, most))
@@ -137,6 +142,14 @@ async def _read(
             Code.MALFORMED_BODY, f"The body has {end} bytes where Content-Length says {length}."
         )
     return content
+
+
+async def _chunk(receive: Receive) -> tuple[bytes, bool]:
+    """The next bytes of the body, and whether more follow."""
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ProblemError(Code.MALFORMED_BODY, "The connection closed inside the body.")
+    return message.get("body", b""), message.get("more_body", False)
 
 
 def decompress(content: Buffer, encoding: str, max_bytes: int) -> bytes:

@@ -7,14 +7,15 @@ times that, and gives the same for every call of equal shapes and options.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
 from attention_service.attention import values
-from attention_service.attention.call import AttentionCall
 from attention_service.attention.engine import Engine
 from attention_service.attention.graphs import TileSpec
-from attention_service.attention.planner import Plan, answer_arrays
+from attention_service.attention.planner import answer_arrays
+from attention_service.attention.sdpa import AttentionJob
 from attention_wire.tensors import Array
 
 # Of a computation that takes less time than handing it to a thread.
@@ -26,20 +27,24 @@ class Compiled:
     """A small plain call, but for the numbers in its tensors.
 
     Args:
-        call: one that :meth:`takes`.
+        job: one that :meth:`takes`.
         engine: runs it.
+
+    Attributes:
+        is_instant: whether it takes less time than handing it to a thread.
     """
 
-    def __init__(self, call: AttentionCall, engine: Engine) -> None:
+    def __init__(self, job: AttentionJob, engine: Engine) -> None:
+        call = job.call
         sizes = call.sizes
-        self._shapes = {name: shape for name, (shape, _) in answer_arrays(call).items()}
-        if call.rank == 2:
-            self._shapes = {name: shape[2:] for name, shape in self._shapes.items()}
-        self._names = sorted(self._shapes)
+        self.is_instant = job.flops <= INSTANT_FLOPS
+        self._names = sorted(answer_arrays(call))
         self._session = engine.session(TileSpec("float32", tuple(self._names)))
-        self._query_shape = (-1, sizes.groups * sizes.q_length, sizes.head_size)
-        self._key_shape = (-1, sizes.kv_length, sizes.head_size)
-        self._value_shape = (-1, sizes.kv_length, sizes.v_head_size)
+        self._shapes = {
+            "query": (-1, sizes.groups * sizes.q_length, sizes.head_size),
+            "key": (-1, sizes.kv_length, sizes.head_size),
+            "value": (-1, sizes.kv_length, sizes.v_head_size),
+        }
         self._scale = np.array(call.scale, np.float32)
         self._head_size = sizes.head_size
         # The bound of AttentionCall.look, without what no score of a plain call has.
@@ -47,16 +52,14 @@ class Compiled:
         self._factor = abs(call.scale)
 
     @staticmethod
-    def takes(call: AttentionCall, how: Plan) -> bool:
-        """Whether one run of one graph gives all that a call wants, at once.
-
-        Args:
-            call: the call.
-            how: its plan.
-        """
-        if [cost.tiles for cost in how.costs] != [1] or how.costs[0].flops > INSTANT_FLOPS:
-            return False
+    def takes(job: AttentionJob) -> bool:
+        """Whether one run of one graph in one thread gives all that a call wants."""
+        call = job.call
         wants, sizes = call.wants, call.sizes
+        if not job.is_small or 0 in sizes.scores:
+            return False
+        if job.flops > INSTANT_FLOPS and job.kernels != ("composed",):
+            return False
         is_plain = call.is_stackable and call.masking.band is None and not call.softcap
         is_whole = wants.heads == tuple(range(sizes.q_num_heads)) and wants.rows == range(
             sizes.q_length
@@ -73,30 +76,22 @@ class Compiled:
             and _RESULTS.issuperset(answer_arrays(call))
         )
 
-    def run(self, query: Array, key: Array, value: Array) -> dict[str, Array]:
-        """The arrays of the answer.
+    def run(self, numbers: Array, parts: Mapping[str, slice]) -> dict[str, Array]:
+        """The arrays of the answer, row-major, in shapes of the graph.
 
         Args:
-            query: float32, its shape and rank those of the call.
-            key: likewise.
-            value: likewise.
+            numbers: float32, those of all three tensors, one after the other.
+            parts: where in it those of the query, the key and the value stand.
 
         Raises:
             values.Doubtful: the numbers need a closer look: compute the call in full.
         """
-        feeds = {
-            "query": query.reshape(self._query_shape),
-            "key": key.reshape(self._key_shape),
-            "value": value.reshape(self._value_shape),
-            "scale": self._scale,
-        }
-        found = self._session.run(self._names, feeds)
+        # One look at all: what is no bound of a single tensor alone bounds each of them, and
+        # where every value is finite, so is their mean.
         with np.errstate(over="ignore", invalid="ignore"):
-            squares = [float(np.vdot(array, array)) for array in (query, key, found["output"])]
-        if not all(map(math.isfinite, squares)):
+            largest = math.sqrt(np.dot(numbers, numbers))  # NaN and infinity pass through
+        if not largest * self._factor * max(1.0, self._head_size * largest) < self._safe:
             raise values.Doubtful
-        largest_query, largest_key = math.sqrt(squares[0]), math.sqrt(squares[1])
-        score = largest_query * self._factor * max(1.0, self._head_size * largest_key)
-        if not score < self._safe:
-            raise values.Doubtful
-        return {name: found[name].reshape(shape) for name, shape in self._shapes.items()}
+        feeds = {name: numbers[parts[name]].reshape(shape) for name, shape in self._shapes.items()}
+        feeds["scale"] = self._scale
+        return self._session.run(self._names, feeds)

@@ -72,10 +72,14 @@ class AttentionJob(Job):
         return _shapes(self.call)
 
     @property
+    def flops(self) -> int:
+        """Floating-point operations that it takes."""
+        return sum(cost.flops for cost in self.plan.costs)
+
+    @property
     @override
     def is_small(self) -> bool:
-        flops = sum(cost.flops for cost in self.plan.costs)
-        return flops <= SMALL_FLOPS and self.plan.peak_bytes <= SMALL_BYTES
+        return self.flops <= SMALL_FLOPS and self.plan.peak_bytes <= SMALL_BYTES
 
     @property
     @override
