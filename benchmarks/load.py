@@ -24,7 +24,7 @@ PARTS: dict[str, tuple[Callable[[Any], dict[str, Any]], float]] = {
     "overload": (overload, 30),
     "cancel": (cancel, 500),
     "mixed": (mixed, 15),
-    "batching": (batching, 3),
+    "batching": (batching, 1),
     "soak": (soak, 600),
 }
 

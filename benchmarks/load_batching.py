@@ -6,7 +6,6 @@ import statistics
 import time
 from typing import Any
 
-import numpy as np
 import uvloop
 
 from attention_service.attention.engine import Engine
@@ -24,6 +23,7 @@ LONG = " ".join(["attention"] * 62)  # 64 tokens
 # for both.
 _LAYER = 5
 _CALLERS = 32
+_ROUNDS = 15
 
 
 def _bare_gain(tokens: int, seconds: float) -> float:
@@ -35,22 +35,23 @@ def _bare_gain(tokens: int, seconds: float) -> float:
     (of_one,) = module.tokens(TextRequest(text=content))
     names = module.outputs
     outputs = [names.output, *(names.weights if tokens == 8 else [names.weights[_LAYER]])]
-    rates: dict[int, list[float]] = {1: [], 16: []}
-    for _ in range(3):
-        for size, seen in rates.items():
+    gains = []
+    for _ in range(_ROUNDS):
+        rates = []
+        for size in (1, 16):
             texts, start, count = [of_one] * size, time.perf_counter(), 0
-            while time.perf_counter() - start < seconds / 6:
+            while time.perf_counter() - start < seconds / _ROUNDS / 2:
                 module.arrays(outputs, texts)
                 count += size
-            seen.append(count / (time.perf_counter() - start))
-    return statistics.median(rates[16]) / statistics.median(rates[1])
+            rates.append(count / (time.perf_counter() - start))
+        gains.append(rates[1] / rates[0])
+    return statistics.median(gains)
 
 
 def _turns(
-    ports: dict[str, int], content: bytes, callers: int, seconds: float, rounds: int
-) -> dict[str, tuple[float, float]]:
-    """Answers a second and the middle time in ms, in the middle of the rounds, of each service."""
-    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in ports}
+    ports: dict[str, int], content: bytes, callers: int, seconds: float
+) -> list[dict[str, tuple[float, float]]]:
+    """Answers a second and the middle time in ms of each service, for each round of turns."""
 
     async def one(port: int) -> tuple[float, list[Outcome]]:
         sender = Sender(port)
@@ -59,16 +60,28 @@ def _turns(
         finally:
             await sender.close()
 
-    for _ in range(rounds):
+    rounds = []
+    for _ in range(_ROUNDS):
+        seen = {}
         for name, port in ports.items():
             rate, outcomes = uvloop.run(one(port))
             if any(outcome.status != 200 for outcome in outcomes):
                 raise RuntimeError(f"the service answered {outcomes[0].status}")
             middle = statistics.median(outcome.seconds for outcome in outcomes)
-            seen[name].append((rate, 1e3 * middle))
+            seen[name] = rate, 1e3 * middle
+        rounds.append(seen)
+    return rounds
+
+
+def _ratio(rounds: list[dict[str, tuple[float, float]]], figure: int) -> float:
+    """Of batched to alone, in the middle of the rounds: a slower minute is one for both."""
+    return statistics.median(one["batched"][figure] / one["alone"][figure] for one in rounds)
+
+
+def _middle(rounds: list[dict[str, tuple[float, float]]]) -> dict[str, list[float]]:
     return {
-        name: (float(np.median([r for r, _ in each])), float(np.median([m for _, m in each])))
-        for name, each in seen.items()
+        name: [statistics.median(one[name][figure] for one in rounds) for figure in (0, 1)]
+        for name in rounds[0]
     }
 
 
@@ -78,18 +91,18 @@ def batching(seconds: float) -> dict[str, Any]:
     Args:
         seconds: of each turn.
     """
-    rounds = 5
     settings = {"max_wait": 60}  # nobody is refused here
     with served(**settings) as batched, served(batch_bytes=0, **settings) as alone:
         ports = {"batched": batched.port, "alone": alone.port}
-        short = _turns(ports, text(WORDS_OF_6), _CALLERS, seconds, rounds)
-        long = _turns(ports, text(LONG, layers=[_LAYER]), _CALLERS, seconds, rounds)
-        single = _turns(ports, text(WORDS_OF_6), 1, seconds, rounds)
-    bare = {tokens: _bare_gain(tokens, 3 * seconds) for tokens in (8, 64)}
-    gains = {8: short["batched"][0] / short["alone"][0], 64: long["batched"][0] / long["alone"][0]}
-    single_ratio = single["batched"][1] / single["alone"][1]
+        short = _turns(ports, text(WORDS_OF_6), _CALLERS, seconds)
+        long = _turns(ports, text(LONG, layers=[_LAYER]), _CALLERS, seconds)
+        single = _turns(ports, text(WORDS_OF_6), 1, seconds)
+    bare = {tokens: _bare_gain(tokens, _ROUNDS * seconds) for tokens in (8, 64)}
+    gains = {8: _ratio(short, 0), 64: _ratio(long, 0)}
+    single_ratio = _ratio(single, 1)
+    turns = {"8 tokens": short, "64 tokens": long, "one caller": single}
     return {
-        "texts_a_second": {"8 tokens": short, "64 tokens": long, "one caller": single},
+        "texts_a_second_and_p50_ms": {name: _middle(rounds) for name, rounds in turns.items()},
         "gain": gains,
         "bare_gain_of_16": bare,
         "p50_of_one_caller": single_ratio,

@@ -43,6 +43,7 @@ class Recorded(Job):
         self.began: threading.Event | None = options.get("began")
         self.may_end: threading.Event | None = options.get("may_end")
         self.spoils: bool = options.get("spoils", False)
+        self._is_small: bool = options.get("is_small", False)
 
     @property
     @override
@@ -57,7 +58,7 @@ class Recorded(Job):
     @property
     @override
     def is_small(self) -> bool:
-        return False
+        return self._is_small
 
     @property
     @override
@@ -158,6 +159,21 @@ def test_a_call_that_finds_a_free_place_waits_for_nobody() -> None:
         await calls.start("b")
         await calls.end()
         assert calls.log == [["a"], ["b"]]
+
+    scenario()
+
+
+def test_small_calls_gather_while_a_batch_runs_and_hold_up_no_others() -> None:
+    @on_a_loop
+    async def scenario() -> None:
+        calls = Calls()
+        await calls.start("first", may_end=calls.first_may_end, is_small=True)
+        for name in "ab":
+            await calls.start(name, is_small=True)
+        await calls.start("of no batch", key=None, is_small=True)
+        await calls.tasks["of no batch"]
+        await calls.end()
+        assert calls.log == [["first"], ["of no batch"], ["a", "b"]]
 
     scenario()
 

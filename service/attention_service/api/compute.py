@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from time import perf_counter
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from opentelemetry.trace import Tracer

@@ -26,7 +26,7 @@ _MEANS_OF_WAIT = 4
 
 
 class _Kind:
-    """The places of small or of large calls, and the line before them.
+    """The places of one kind of calls, and the line before them.
 
     Attributes:
         running: places that are taken.
@@ -94,14 +94,17 @@ class Admission:
     """Places for running calls, under a memory budget, with bounded queues.
 
     Small calls have places of their own, so they never wait for the end of a large one. They
-    are small in memory too, and stand outside of the budget.
+    are small in memory too, and stand outside of the budget. Those that can be computed together
+    have fewer places: the calls that come meanwhile are the next batch, and one batch takes less
+    than two halves of it.
 
     Args:
         max_running: large calls that compute at once.
         max_waiting: calls of a kind that may wait; one more is refused, and of one caller half
             of them.
         budget_bytes: memory that large calls may take together.
-        max_small: small calls that compute at once.
+        max_small: small calls that compute at once; half of as many if they could share a
+            computation.
         max_wait: seconds that a call may be expected to wait; of calls that take long, three
             times what one takes.
     """
@@ -118,18 +121,20 @@ class Admission:
         self._max_waiting = max_waiting
         self._max_wait = max_wait
         self._large, self._small = _Kind(max_running), _Kind(max_small)
+        self._shared = _Kind(max(1, max_small // 2))
         self._used_bytes = 0
-        self._threads = ThreadPoolExecutor(max_running + max_small, "compute", step_back)
+        places = sum(kind.places for kind in self._kinds)
+        self._threads = ThreadPoolExecutor(places, "compute", step_back)
 
     @property
     def waiting(self) -> int:
         """Calls in the queues."""
-        return len(self._large.line) + len(self._small.line)
+        return sum(len(kind.line) for kind in self._kinds)
 
     @property
     def running(self) -> int:
         """Calls that compute."""
-        return self._large.running + self._small.running
+        return sum(kind.running for kind in self._kinds)
 
     @property
     def used_bytes(self) -> int:
@@ -162,7 +167,7 @@ class Admission:
         Raises:
             ProblemError: ``queue_full``, with the seconds after which the queue is shorter.
         """
-        kind = self._small if is_small else self._large
+        kind = self._kind(ride, is_small=is_small)
         peak_bytes = 0 if is_small else peak_bytes
         if kind.line or not self._fits(kind, peak_bytes):
             if problem := self._no_room(kind, caller, count):
@@ -185,7 +190,7 @@ class Admission:
             room: bytes that its computation has, itself included.
             is_small: which kind it is.
         """
-        kind = self._small if is_small else self._large
+        kind = self._kind(ride, is_small=is_small)
         room -= ride.size
         rides = []
         for waiting, other in kind.line.with_key(ride.key):
@@ -215,6 +220,15 @@ class Admission:
     def close(self) -> None:
         """Let the threads end once their work is done."""
         self._threads.shutdown(wait=True)
+
+    @property
+    def _kinds(self) -> tuple[_Kind, ...]:
+        return self._small, self._shared, self._large
+
+    def _kind(self, ride: Ride | None, *, is_small: bool) -> _Kind:
+        if not is_small:
+            return self._large
+        return self._small if ride is None else self._shared
 
     def _has_memory(self, peak_bytes: int) -> bool:
         return not peak_bytes or self._used_bytes + peak_bytes <= self.budget_bytes
@@ -278,7 +292,7 @@ class Admission:
             place.leave()
 
     def _wake(self) -> None:
-        for kind in (self._small, self._large):
+        for kind in self._kinds:
             while (first := kind.line.first()) and self._fits(kind, first.peak_bytes):
                 kind.line.pop()
                 if not first.turn.cancelled():  # its caller is gone, but has not run since
