@@ -11,6 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SERVER := $(VENV)/.server
 DEV := $(VENV)/.dev
 AUDIT := build/audit/.audit
+INFERENCE_CLIENTS := build/inference-clients/.installed
 
 MODULES := .modules
 TEXT_MODULE := $(MODULES)/all-MiniLM-L6-v2/module.json
@@ -44,7 +45,7 @@ serve: $(SERVER) $(TEXT_MODULE)
 test: $(DEV) $(TEXT_MODULE)
 	$(BIN)/python -m pytest -m "not system"
 
-test-system: $(DEV) $(TEXT_MODULE)
+test-system: $(DEV) $(TEXT_MODULE) $(INFERENCE_CLIENTS)
 	scripts/system_packages.sh
 	$(BIN)/python -m pytest -m system
 
@@ -110,6 +111,13 @@ $(AUDIT): requirements/audit.txt | $(BIN)/python
 	$(BIN)/python -m venv build/audit
 	build/audit/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes \
 	  -r requirements/audit.txt
+	@touch $@
+
+# What they ask for is nothing of ours.
+$(INFERENCE_CLIENTS): requirements/inference-clients.txt | $(BIN)/python
+	$(BIN)/python -m venv build/inference-clients
+	build/inference-clients/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --require-hashes -r requirements/inference-clients.txt
 	@touch $@
 
 $(TEXT_SOURCE): requirements/text-module.txt | $(SERVER)

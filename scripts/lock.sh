@@ -14,5 +14,7 @@ compile() {
 
 echo "hatchling>=1.27" | compile build.txt -
 printf 'pip-audit>=2.9\ncyclonedx-bom>=7\n' | compile audit.txt -
+# Whose clients the tests of the Open Inference Protocol call the service with.
+printf 'tritonclient[http]==2.73.0\nkserve==0.21.0\n' | compile inference-clients.txt -
 compile server.txt --extra server pyproject.toml
 compile dev.txt --extra server --extra otel --group dev pyproject.toml

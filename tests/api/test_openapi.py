@@ -20,6 +20,7 @@ EXAMPLES = [
         ("/v1/attention", examples.ATTENTION),
         ("/v1/modules/example/attention", examples.MODULE_ATTENTION),
         ("/v1/text/attention", examples.TEXT_ATTENTION),
+        ("/v2/models/sdpa/infer", examples.INFER),
     )
     for name, example in group.items()
 ]
@@ -42,8 +43,9 @@ def test_every_example_is_answered(
 def test_every_compute_route_has_examples() -> None:
     document = create_app(Settings(provider="cpu")).openapi()
     posts = {path: item["post"] for path, item in document["paths"].items() if "post" in item}
-    assert len(posts) == 3
-    for operation in posts.values():
+    compute = {path: operation for path, operation in posts.items() if "requestBody" in operation}
+    assert len(compute) == 5
+    for operation in compute.values():
         assert operation["requestBody"]["content"]["application/json"]["examples"]
 
 

@@ -40,10 +40,17 @@ class Fields(NamedTuple):
 
 
 class Body(NamedTuple):
-    """Bytes to send, in several buffers so that no tensor is copied to join them."""
+    """Bytes to send, in several buffers so that no tensor is copied to join them.
+
+    Attributes:
+        media_type: of them.
+        buffers: in their order.
+        headers: of HTTP that they need beside the usual ones, names in lower case.
+    """
 
     media_type: str
     buffers: list[Buffer]
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def __bytes__(self) -> bytes:
         return b"".join(self.buffers)

@@ -24,6 +24,7 @@ from attention_wire.problems import InvalidTensor, MalformedTensor
 
 Array: TypeAlias = npt.NDArray[Any]
 TensorFormat: TypeAlias = Literal["list", "base64"]
+TensorForm: TypeAlias = Literal["list", "base64", "safetensors"]
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
@@ -299,7 +300,7 @@ def _little_endian(array: Array) -> Array:
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
-def json_bound(shapes: Mapping[str, tuple[tuple[int, ...], str]], form: str) -> int:
+def json_bound(shapes: Mapping[str, tuple[tuple[int, ...], str]], form: TensorForm) -> int:
     """An upper bound in bytes of tensors of these shapes and dtypes, by wire form.
 
     Args:

@@ -13,7 +13,7 @@ from attention_service.api.scopes import header
 from attention_service.attention.job import Job, Shapes
 from attention_wire.bodies import JSON, SAFETENSORS, Body
 from attention_wire.problems import Code, ProblemError
-from attention_wire.tensors import Buffer, TensorFormat, json_bound
+from attention_wire.tensors import Buffer, TensorForm, json_bound
 
 # Everything in an answer that is no tensor and does not grow with one.
 _FRAME_BYTES = 1024
@@ -46,6 +46,7 @@ class Answer:
             (b"content-length", str(self._length).encode()),
             (b"server-timing", timing.encode()),
             (b"x-attention-provider", provider.encode()),
+            *body.headers,
         ]
 
     def _parts(self) -> Sequence[Buffer]:
@@ -106,8 +107,7 @@ def _quality(parameters: list[str]) -> float:
 
 def check_limits(
     job: Job,
-    media_type: str,
-    tensor_format: TensorFormat,
+    form: TensorForm,
     max_answer_bytes: int,
     memory_budget_bytes: int,
 ) -> None:
@@ -117,7 +117,6 @@ def check_limits(
         ProblemError: ``answer_too_large`` or ``memory_too_large``, with the size, the limit
             and what to ask for instead.
     """
-    form = "safetensors" if media_type == SAFETENSORS else tensor_format
 
     def fits(shapes: Shapes, peak_bytes: int) -> bool:
         answer = _FRAME_BYTES + json_bound(shapes, form)

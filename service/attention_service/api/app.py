@@ -16,12 +16,16 @@ from starlette.types import ASGIApp
 
 from attention_service.api import openapi, problems, traces
 from attention_service.api.afterwards import Afterwards
-from attention_service.api.compute import ComputeEndpoint, Operation
+from attention_service.api.compute import ComputeEndpoint
 from attention_service.api.envelope import Envelope
 from attention_service.api.forms import Forms
 from attention_service.api.guard import RequireKey
+from attention_service.api.inference.models import SDPA, find
+from attention_service.api.inference.operation import InferOperation
+from attention_service.api.inference.routes import inference_routes
 from attention_service.api.metrics import Metrics
 from attention_service.api.middleware import CloseUnread, HeadAsGet, RootPath, ShortCut
+from attention_service.api.operations import FieldsOperation, Operation
 from attention_service.api.routes import light_routes, warnings
 from attention_service.api.scopes import is_probe
 from attention_service.attention.engine import Engine
@@ -103,34 +107,37 @@ def create_app(
         telemetry=traces.telemetry(tracer_provider, is_probe),
     )
     app.include_router(light_routes(settings, engine, folder, lifecycle, metrics))
-    operations: list[
-        Operation[AttentionRequest] | Operation[ModuleRequest] | Operation[TextRequest]
-    ]
-    operations = [
-        Operation(
+    app.include_router(inference_routes(engine, folder, lifecycle, metrics))
+    operations: list[Operation] = [
+        FieldsOperation(
             openapi.ATTENTION,
             AttentionRequest,
             lambda request, _: AttentionJob.of(request, engine),
             Forms(engine),
         ),
-        Operation(
+        FieldsOperation(
             openapi.MODULE_ATTENTION,
             ModuleRequest,
             lambda request, path: folder.current.multi_head(path["name"]).job(request),
         ),
-        Operation(
+        FieldsOperation(
             openapi.TEXT_ATTENTION,
             TextRequest,
             lambda request, _: folder.current.text(request.module).job(request),
         ),
     ]
+    infer = InferOperation(
+        openapi.INFER, lambda name: find(name, folder.current, engine), Forms(engine)
+    )
     endpoints: dict[str, ASGIApp] = {}
-    for operation in operations:
+    for operation in (*operations, infer):
         endpoint = ComputeEndpoint(
             operation, settings, admission, batching, lifecycle, metrics, tracer
         )
         app.router.routes.append(Route(operation.route, endpoint, methods=["POST"]))
         endpoints[operation.route] = endpoint
+    app.router.routes.append(Route(openapi.INFER_VERSION, endpoint, methods=["POST"]))
+    endpoints[openapi.INFER.format(name=SDPA)] = endpoint
     problems.install(app)
     openapi.install(app)
     if tracer is None:  # the framework's routing names the spans

@@ -6,19 +6,19 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from opentelemetry.trace import Tracer
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from attention_service.api.answers import Answer, answer_type, check_limits
-from attention_service.api.forms import Form, Forms
+from attention_service.api.answers import Answer, check_limits
+from attention_service.api.forms import Form
 from attention_service.api.hang_up import HangUp
 from attention_service.api.metrics import Metrics
+from attention_service.api.operations import Operation
 from attention_service.api.phases import Attributes, Stopwatch
 from attention_service.api.problems import STATUS, problem_response
 from attention_service.api.request_body import RequestBody, read_body
@@ -31,12 +31,9 @@ from attention_service.serving.batching import Batching
 from attention_service.serving.lifecycle import Lifecycle
 from attention_service.serving.lifetime import Lifetime
 from attention_service.settings import Settings
-from attention_wire import bodies
-from attention_wire.bodies import JSON, SAFETENSORS, Body
+from attention_wire.bodies import Body
 from attention_wire.problems import Code, ProblemError
 from attention_wire.schemas import AttentionRequest, ModuleRequest, TextRequest
-from attention_wire.tensors import TensorFormat
-from attention_wire.validation import validate
 
 Asked = TypeVar("Asked", AttentionRequest, ModuleRequest, TextRequest)
 # Parsing and writing less than this takes less time than handing it to a thread.
@@ -45,35 +42,12 @@ _THREAD_BYTES = 128 * 1024
 CALLER_GONE = 499
 
 
-@dataclass(frozen=True)
-class Operation(Generic[Asked]):
-    """What tells one compute route from another.
-
-    Attributes:
-        route: the path's template, as metrics name it.
-        model: the request.
-        job: makes a job of a request and the path's parameters.
-        forms: of its calls, if they can have any.
-    """
-
-    route: str
-    model: type[Asked]
-    job: Callable[[Asked, dict[str, str]], Job]
-    forms: Forms | None = None
-
-    def prepare(self, body: RequestBody, path: dict[str, str]) -> tuple[Job, TensorFormat]:
-        """Parse and validate a body."""
-        fields = bodies.read(body.media_type, body.content, "request")
-        request = validate(self.model, fields)
-        return self.job(request, path), request.tensor_format
-
-
 class ComputeEndpoint:
     """Answers the calls of one operation, as an ASGI app."""
 
     def __init__(
         self,
-        operation: Operation[Any],
+        operation: Operation,
         settings: Settings,
         admission: Admission,
         batching: Batching,
@@ -114,19 +88,21 @@ class ComputeEndpoint:
         try:
             body = await read_body(
                 request,
+                self._operation.media_type(request),
                 settings.max_body_bytes,
                 settings.body_timeout,
                 lifetime.seconds,
                 partial(self._admission.check_room, caller),
             )
-            media_type = answer_type(request, body.media_type)
             with Stopwatch(self._tracer) as watch:
-                call = _Call(request, body, media_type, lifetime, caller, watch)
-                form, form_key = self._form(body, media_type)
+                call = _Call(request, body, lifetime, caller, watch)
+                forms = self._operation.forms
+                key = b"" if forms is None else self._operation.form_key(request, body)
+                form = forms.find(key) if forms is not None and key else None
                 if form is not None:
                     with suppress(Doubtful):
                         return await self._by_form(form, call, send)
-                return await self._in_turn(call, partial(self._computed, form_key=form_key), send)
+                return await self._in_turn(call, partial(self._computed, form_key=key), send)
         except ConnectionAbortedError:
             return False
         except TimeoutError:
@@ -138,13 +114,6 @@ class ComputeEndpoint:
             f"The call was ended after {lifetime.seconds:g} s. Ask for less, or allow more "
             f"seconds in X-Request-Timeout, up to {self._settings.max_timeout:g}.",
         )
-
-    def _form(self, body: RequestBody, media_type: str) -> tuple[Form | None, bytes]:
-        """The form of a call, if it is known, and what it goes by."""
-        forms = self._operation.forms
-        if forms is None or not body.media_type == media_type == SAFETENSORS:
-            return None, b""
-        return forms.find(memoryview(body.content))
 
     async def _by_form(self, form: Form, call: _Call, send: Send) -> bool:
         """Answer a call of a known form, and say whether somebody took it.
@@ -195,27 +164,29 @@ class ComputeEndpoint:
 
     async def _computed(self, call: _Call, held: AsyncExitStack, form_key: bytes) -> Answer:
         """The answer to any call."""
-        body, media_type, lifetime, watch = call.body, call.media_type, call.lifetime, call.watch
-        job, tensor_format = await _aside(
-            len(body.content), lambda: self._operation.prepare(body, call.request.path_params)
+        request, body, lifetime, operation = call.request, call.body, call.lifetime, self._operation
+        prepared = await _aside(len(body.content), lambda: operation.prepare(request, body))
+        job = prepared.job
+        check_limits(
+            job, prepared.form, self._settings.max_answer_bytes, self._admission.budget_bytes
         )
-        limits = self._settings.max_answer_bytes, self._admission.budget_bytes
-        check_limits(job, media_type, tensor_format, *limits)
         self._parsed(call)
-        with HangUp(call.request.receive, lifetime):
-            computed = await held.enter_async_context(
-                self._batching.compute(
-                    job, call.caller, lifetime.is_over, partial(_queued, watch, job)
+        lifetime.shorten(prepared.seconds)
+        async with asyncio.timeout(lifetime.left):
+            with HangUp(request.receive, lifetime):
+                computed = await held.enter_async_context(
+                    self._batching.compute(
+                        job, call.caller, lifetime.is_over, partial(_queued, call.watch, job)
+                    )
                 )
-            )
-            answer = computed.answer
-            watch.lap("compute", lambda: _described(job, answer))
-            written = await _aside(
-                computed.tensor_bytes if media_type == JSON else 0,  # others are sent as they are
-                lambda: bodies.write(media_type, answer, "response", tensor_format),
-            )
-        if self._operation.forms is not None and form_key:
-            self._operation.forms.learn(form_key, job, written)
+                answer = computed.answer
+                call.watch.lap("compute", lambda: _described(job, answer))
+                written = await _aside(
+                    computed.tensor_bytes if prepared.is_copied else 0,
+                    lambda: prepared.write(answer),
+                )
+        if operation.forms is not None and form_key:
+            operation.forms.learn(form_key, job, operation.places(request, body), written)
         return self._finished(written, job.module, str(answer["provider"]), call)
 
     def _parsed(self, call: _Call) -> None:
@@ -236,7 +207,6 @@ class _Call(NamedTuple):
     Attributes:
         request: it.
         body: of it.
-        media_type: of the answer.
         lifetime: of it.
         caller: whose it is.
         watch: times its phases.
@@ -244,7 +214,6 @@ class _Call(NamedTuple):
 
     request: Request
     body: RequestBody
-    media_type: str
     lifetime: Lifetime
     caller: str
     watch: Stopwatch

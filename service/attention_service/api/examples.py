@@ -124,3 +124,19 @@ TEXT_ATTENTION: Examples = {
         heads=[0],
     ),
 }
+
+_TWO_BY_TWO: dict[str, Any] = {"shape": [2, 2], "datatype": "FP32"}
+
+INFER: Examples = {
+    "attention": _example(
+        "Plain attention, the model sdpa: causal, its weights and its log-sum-exp",
+        id="42",
+        parameters={"is_causal": True},
+        inputs=[
+            {"name": "query", **_TWO_BY_TWO, "data": [1, 0, 0, 1]},
+            {"name": "key", **_TWO_BY_TWO, "data": [[1, 0], [0, 1]]},
+            {"name": "value", **_TWO_BY_TWO, "data": [1, 2, 3, 4]},
+        ],
+        outputs=[{"name": "weights"}, {"name": "lse"}],
+    ),
+}

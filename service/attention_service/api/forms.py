@@ -19,14 +19,12 @@ from attention_service.attention.engine import Engine
 from attention_service.attention.job import Job
 from attention_service.attention.sdpa import AttentionJob
 from attention_service.attention.values import Doubtful
-from attention_wire import safetensors
-from attention_wire.bodies import SAFETENSORS, Body
-from attention_wire.safetensors import LENGTH_BYTES
+from attention_wire.bodies import Body
 from attention_wire.tensors import Buffer, as_bytes
 
 _MOST_FORMS = 256
-# A longer header holds options that few calls share.
-_LONGEST_HEADER = 4096
+# A longer one holds options that few calls share.
+_LONGEST_KEY = 4096
 _FLOAT_BYTES = 4
 _INPUTS = {"query", "key", "value"}
 
@@ -40,7 +38,8 @@ class Form:
         count: of the numbers.
         parts: where among them those of each tensor stand.
         compiled: computes them.
-        header: of the answer, as bytes.
+        head: of the answer, before the bytes of its tensors: one buffer.
+        about: the answer's media type and headers.
         results: the answer's tensors in the order of their bytes.
         provider: which runs them.
     """
@@ -49,7 +48,8 @@ class Form:
     count: int
     parts: Mapping[str, slice]
     compiled: Compiled
-    header: Buffer
+    head: Buffer
+    about: tuple[str, tuple[tuple[bytes, bytes], ...]]
     results: tuple[str, ...]
     provider: str
 
@@ -63,7 +63,10 @@ class Form:
             raise Doubtful
         numbers = np.frombuffer(body, np.float32, self.count, self.start)
         found = self.compiled.run(numbers, self.parts)
-        return Body(SAFETENSORS, [self.header, *(as_bytes(found[name]) for name in self.results)])
+        media_type, headers = self.about
+        return Body(
+            media_type, [self.head, *(as_bytes(found[name]) for name in self.results)], headers
+        )
 
 
 class Forms:
@@ -77,41 +80,48 @@ class Forms:
         self._engine = engine
         self._known: OrderedDict[bytes, Form] = OrderedDict()
 
-    def find(self, body: memoryview) -> tuple[Form | None, bytes]:
-        """The form of a body, if it is known, and its header."""
-        header = safetensors.header(body)
-        form = self._known.get(header)
-        if form is not None:
-            self._known.move_to_end(header)
-        return form, header
+    def find(self, key: bytes) -> Form | None:
+        """The form of a call, if it is known.
 
-    def learn(self, header: bytes, job: Job, written: Body) -> None:
+        Args:
+            key: all of the call's body but its numbers.
+        """
+        form = self._known.get(key)
+        if form is not None:
+            self._known.move_to_end(key)
+        return form
+
+    def learn(
+        self, key: bytes, job: Job, places: Mapping[str, tuple[int, int]], written: Body
+    ) -> None:
         """Remember what a call that took the whole way has shown.
 
         Args:
-            header: of its body.
+            key: as above.
             job: what it became.
-            written: its answer.
+            places: where in its body the bytes of each tensor begin and end.
+            written: its answer: a head, and the bytes of each tensor.
         """
-        if not isinstance(job, AttentionJob) or len(header) > _LONGEST_HEADER:
+        if len(key) > _LONGEST_KEY or not isinstance(job, AttentionJob) or not Compiled.takes(job):
             return
-        if not Compiled.takes(job):
+        results = tuple(job.answer_shapes)
+        if set(places) != _INPUTS or len(written.buffers) != 1 + len(results):
             return
-        layout = safetensors.layout(header)
-        start = LENGTH_BYTES + len(header)
-        if set(layout.tensors) != _INPUTS or start % _FLOAT_BYTES:
+        start = min(begin for begin, _ in places.values())
+        count = (max(end for _, end in places.values()) - start) // _FLOAT_BYTES
+        if start % _FLOAT_BYTES:
             return
-        answer = safetensors.layout(safetensors.header(memoryview(bytes(written))))
-        self._known[header] = Form(
+        self._known[key] = Form(
             start=start,
-            count=layout.data_bytes // _FLOAT_BYTES,
+            count=count,
             parts={
-                name: slice(begin // _FLOAT_BYTES, end // _FLOAT_BYTES)
-                for name, (_, _, begin, end) in layout.tensors.items()
+                name: slice((begin - start) // _FLOAT_BYTES, (end - start) // _FLOAT_BYTES)
+                for name, (begin, end) in places.items()
             },
             compiled=Compiled(job, self._engine),
-            header=written.buffers[0],
-            results=tuple(answer.tensors),
+            head=written.buffers[0],
+            about=(written.media_type, written.headers),
+            results=results,
             provider=self._engine.provider,
         )
         if len(self._known) > _MOST_FORMS:

@@ -12,7 +12,12 @@ from attention_service.serving.keys import Keys
 from attention_wire.problems import Code, ProblemError
 
 # Probes, and documents that hold nothing of anybody: a browser sends no key when it navigates.
-_OPEN = frozenset({"/healthz", "/readyz", "/", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
+_OPEN = frozenset(
+    {
+        *("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"),
+        *("/", "/docs", "/docs/oauth2-redirect", "/openapi.json"),
+    }
+)
 _OPEN_FOLDER = "/docs-assets/"
 
 

@@ -29,9 +29,7 @@ def answer(fields: bodies.Fields, module: str | None, settings: Settings) -> byt
     """
     engine = Engine(settings.provider, settings.threads)
     job, tensor_format = _job(fields, module, engine, settings)
-    check_limits(
-        job, bodies.JSON, tensor_format, settings.max_answer_bytes, settings.memory_budget_bytes
-    )
+    check_limits(job, tensor_format, settings.max_answer_bytes, settings.memory_budget_bytes)
     return bytes(bodies.write(bodies.JSON, job.run(), "response", tensor_format))
 
 

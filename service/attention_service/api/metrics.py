@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -36,6 +37,19 @@ _REFRESH_SECONDS = 1.0
 class _Watched(NamedTuple):
     gauge: Gauge
     value: Callable[[], float]
+
+
+@dataclass
+class Statistics:
+    """What is known of a module's calls.
+
+    Attributes:
+        calls: that were answered.
+        seconds: that each phase of them took together.
+    """
+
+    calls: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Metrics:
@@ -132,11 +146,28 @@ class Metrics:
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
         self.refresh()
+        return generate_latest(self._of_all())
+
+    def statistics(self) -> dict[str, Statistics]:
+        """Of each module that has answered calls, by name."""
+        found: dict[str, Statistics] = {}
+        for metric in self._of_all().collect():
+            for sample in metric.samples if metric.name == "attention_phase_seconds" else ():
+                seen = found.setdefault(sample.labels["module"], Statistics())
+                phase = sample.labels["phase"]
+                if sample.name.endswith("_sum"):
+                    seen.seconds[phase] = sample.value
+                elif sample.name.endswith("_count"):
+                    seen.calls = int(sample.value)
+        return found
+
+    def _of_all(self) -> CollectorRegistry:
+        """What this process counts, or all workers together."""
         if not self._is_shared:
-            return generate_latest(self._registry)
+            return self._registry
         of_all = CollectorRegistry()
         MultiProcessCollector(of_all)  # type: ignore[no-untyped-call]
-        return generate_latest(of_all)
+        return of_all
 
     def refresh(self) -> None:
         """Look at what is not counted but watched."""

@@ -6,6 +6,7 @@ bodies number by number. Their models are the same pydantic ones that read the b
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,11 +18,14 @@ from attention_service.api.guard import is_open
 from attention_service.api.problems import STATUS
 from attention_wire import schemas
 from attention_wire.bodies import JSON, PROBLEM, SAFETENSORS
+from attention_wire.inference import InferenceError
 from attention_wire.problems import Code, ProblemDetails
 
 ATTENTION = "/v1/attention"
 MODULE_ATTENTION = "/v1/modules/{name}/attention"
 TEXT_ATTENTION = "/v1/text/attention"
+INFER = "/v2/models/{name}/infer"
+INFER_VERSION = "/v2/models/{name}/versions/{version}/infer"
 
 DESCRIPTION = """\
 Post query, key and value tensors, or text, and get the outputs **and the attention weights**.
@@ -33,6 +37,7 @@ and names the field and the cure.
 TAGS = [
     {"name": "attention", "description": "Compute"},
     {"name": "modules", "description": "Learned modules that are loaded"},
+    {"name": "inference", "description": "The Open Inference Protocol, for clients that speak it"},
     {"name": "service", "description": "What runs here, and whether it is well"},
 ]
 
@@ -45,6 +50,7 @@ _MODELS: tuple[type[BaseModel], ...] = (
     schemas.AttentionAnswer,
     schemas.TextAnswer,
     ProblemDetails,
+    InferenceError,
 )
 _COMPUTE_PROBLEMS = (
     Code.MALFORMED_JSON,
@@ -62,6 +68,7 @@ _TITLES = {
     Code.UNAUTHORIZED: "The service asks for keys, and none of them was sent",
     Code.BODY_TIMEOUT: "The body comes too slowly",
     Code.BODY_TOO_LARGE: "Body, answer or memory would be over its limit",
+    Code.UNSUPPORTED_ENCODING: "A Content-Encoding that is not taken",
     Code.UNSUPPORTED_MEDIA_TYPE: "A Content-Type or Content-Encoding that is not taken",
     Code.INVALID_FIELD: "A field is unknown, missing, or of the wrong type, range, dtype or shape",
     Code.QUEUE_FULL: "The queue is full",
@@ -140,6 +147,8 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
             examples.TEXT_ATTENTION,
             module=True,
         ),
+        INFER: _infer("infer", INFER),
+        INFER_VERSION: _infer("infer_version", INFER_VERSION),
     }
     document["components"]["securitySchemes"] = {
         _KEY: {
@@ -152,10 +161,12 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
         if not is_open(path):
             for operation in item.values():
                 operation["security"] = [{}, {_KEY: []}]
-                operation["responses"] |= _problem(Code.UNAUTHORIZED)
-    document["paths"][MODULE_ATTENTION]["post"]["parameters"].append(
-        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-    )
+                operation["responses"] |= _problem(Code.UNAUTHORIZED, path)
+    for path in (MODULE_ATTENTION, INFER, INFER_VERSION):
+        document["paths"][path]["post"]["parameters"] += [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"{(\w+)}", path)
+        ]
     return document
 
 
@@ -165,9 +176,9 @@ def _complete_light(path: str, operation: dict[str, Any]) -> None:
     responses.pop("422", None)
     responses["200"]["headers"] = _ID_HEADER
     if "{name}" in path:
-        responses |= _problem(Code.UNKNOWN_MODULE)
-    if path == "/readyz":
-        responses |= _problem(Code.NOT_READY)
+        responses |= _problem(Code.UNKNOWN_MODULE, path)
+    if path.endswith(("/readyz", "/ready")):
+        responses |= _problem(Code.NOT_READY, path)
 
 
 def _compute(
@@ -204,6 +215,38 @@ def _compute(
     }
 
 
+def _infer(operation_id: str, path: str) -> dict[str, Any]:
+    """A route of the Open Inference Protocol, whose own text has the fields."""
+    binary = {
+        "type": "string",
+        "format": "binary",
+        "description": "JSON, as long as `Inference-Header-Content-Length` says, then the tensors",
+    }
+    content: dict[str, Any] = {
+        JSON: {"schema": {"type": "object"}},
+        "application/octet-stream": {"schema": binary},
+    }
+    asked = {**content, JSON: {**content[JSON], "examples": examples.INFER}}
+    responses: dict[str, Any] = {
+        "200": {"description": "Outputs", "headers": _COMPUTE_HEADERS, "content": content}
+    }
+    codes = {*_COMPUTE_PROBLEMS, Code.UNKNOWN_MODULE} - {Code.UNSUPPORTED_MEDIA_TYPE}
+    for code in sorted({*codes, Code.UNSUPPORTED_ENCODING}, key=lambda code: STATUS[code]):
+        responses |= _problem(code, path)
+    return {
+        "post": {
+            "tags": ["inference"],
+            "operationId": operation_id,
+            "summary": "Inputs of a model to its outputs",
+            "description": "The inputs and outputs stand in the model's metadata; "
+            "docs/inference-protocol.md has its parameters.",
+            "parameters": [_TIMEOUT],
+            "requestBody": {"required": True, "content": asked},
+            "responses": responses,
+        }
+    }
+
+
 def _content(model: type[BaseModel], member: str) -> dict[str, Any]:
     return {
         JSON: {"schema": {"$ref": _REF.format(model=model.__name__)}},
@@ -218,7 +261,8 @@ def _content(model: type[BaseModel], member: str) -> dict[str, Any]:
     }
 
 
-def _problem(code: Code) -> dict[str, Any]:
+def _problem(code: Code, path: str = "") -> dict[str, Any]:
+    """The answer to a problem, in the form that it has at a path."""
     headers: dict[str, Any] = dict(_ID_HEADER)
     if code is Code.UNAUTHORIZED:
         headers["WWW-Authenticate"] = {"description": "Bearer", "schema": {"type": "string"}}
@@ -227,11 +271,13 @@ def _problem(code: Code) -> dict[str, Any]:
             "description": "Seconds to wait",
             "schema": {"type": "string", "pattern": "^[0-9]+$"},
         }
-    schema = {"$ref": _REF.format(model=ProblemDetails.__name__)}
+    is_inference = path.startswith("/v2")
+    model = InferenceError if is_inference else ProblemDetails
+    schema = {"$ref": _REF.format(model=model.__name__)}
     return {
         str(int(STATUS[code])): {
             "description": _TITLES[code],
             "headers": headers,
-            "content": {PROBLEM: {"schema": schema}},
+            "content": {JSON if is_inference else PROBLEM: {"schema": schema}},
         }
     }

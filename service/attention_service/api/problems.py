@@ -13,12 +13,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from attention_service.api.scopes import own_path
 from attention_service.api.security_headers import security_headers
 from attention_service.api.traces import name_problem
-from attention_wire.bodies import PROBLEM
-from attention_wire.problems import TYPE_PREFIX, Code, ProblemDetails, ProblemError
+from attention_wire.bodies import JSON, PROBLEM
+from attention_wire.problems import TYPE_PREFIX, Code, ProblemDetails, ProblemError, dotted
 
 logger = logging.getLogger(__name__)
+
+_INFERENCE = "/v2"
 
 STATUS: dict[Code, HTTPStatus] = {
     Code.MALFORMED_BODY: HTTPStatus.BAD_REQUEST,
@@ -53,7 +56,7 @@ STATUS: dict[Code, HTTPStatus] = {
 
 
 def problem_response(problem: ProblemError, request: Request) -> Response:
-    """The `application/problem+json` answer to a problem."""
+    """The answer to a problem: `application/problem+json`, or under `/v2` what its clients read."""
     status = STATUS[problem.code]
     name_problem(problem.code)
     details = ProblemDetails(
@@ -71,8 +74,17 @@ def problem_response(problem: ProblemError, request: Request) -> Response:
     if problem.code is Code.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     # Names that a caller made up are echoed, and may hold what UTF-8 cannot.
+    if own_path(request.scope).startswith(_INFERENCE):
+        return Response(orjson.dumps({"error": _told(problem)}), status, headers, JSON)
     body = orjson.dumps(details.model_dump())
     return Response(body, status, headers, PROBLEM)
+
+
+def _told(problem: ProblemError) -> str:
+    """All that is to be said of a problem, where one text is all that is read."""
+    if len(problem.errors) < 2:
+        return problem.detail
+    return "; ".join(f"{dotted(field.loc)}: {field.msg}" for field in problem.errors)
 
 
 async def _on_problem(request: Request, error: Exception) -> Response:

@@ -34,6 +34,7 @@ class RequestBody(NamedTuple):
 
 async def read_body(
     request: Request,
+    media_type: str,
     max_bytes: int,
     seconds: float,
     most: float,
@@ -43,18 +44,18 @@ async def read_body(
 
     Args:
         request: the request.
+        media_type: of its body.
         max_bytes: of the body, unpacked too.
         seconds: that it may take, and one more for every 64 KiB.
         most: seconds that it may take in any case.
         check_room: refuses a large call before its body is read.
 
     Raises:
-        ProblemError: ``unsupported_media_type``, ``unsupported_encoding``, ``body_too_large``
+        ProblemError: ``unsupported_encoding``, ``body_too_large``
             (before a byte is read, where the length is known), ``body_timeout`` or
             ``malformed_body``; and what ``check_room`` raises.
         TimeoutError: the most seconds are over.
     """
-    media_type = _media_type(request)
     encoding = _encoding(request)
     length = _content_length(request)
     if length is not None and length > max_bytes:
@@ -70,7 +71,12 @@ async def read_body(
     return RequestBody(media_type, unpacked)
 
 
-def _media_type(request: Request) -> str:
+def media_type_of(request: Request) -> str:
+    """The form of a request's body, as its `Content-Type` says.
+
+    Raises:
+        ProblemError: ``unsupported_media_type``.
+    """
     given = header(request.scope, b"content-type")
     if given is None:
         return JSON

@@ -21,6 +21,12 @@ class Lifetime:
         self.caller_is_gone = False
         self._end = monotonic() + seconds
 
+    def shorten(self, seconds: float | None) -> None:
+        """Let it end sooner, if it would not: so many seconds after it began."""
+        if seconds is not None and seconds < self.seconds:
+            self._end -= self.seconds - seconds
+            self.seconds = seconds
+
     @property
     def left(self) -> float:
         """Seconds from now to the deadline."""
