@@ -195,7 +195,7 @@ class _Reader:
 
     def _from_json(self, entry: Mapping[str, Any]) -> Array:
         datatype, data = entry.get("datatype"), entry["data"]
-        if datatype in _BINARY_ONLY:
+        if isinstance(datatype, str) and datatype in _BINARY_ONLY:
             raise TensorError(f"{datatype} has no form in JSON; send it in binary")
         if not isinstance(data, list):
             raise TensorError("data must be a list, flat or nested")

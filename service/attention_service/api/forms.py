@@ -62,6 +62,8 @@ class Form:
         if len(body) != self.start + _FLOAT_BYTES * self.count:
             raise Doubtful
         numbers = np.frombuffer(body, np.float32, self.count, self.start)
+        if not numbers.flags.aligned:
+            numbers = numbers.copy()
         found = self.compiled.run(numbers, self.parts)
         media_type, headers = self.about
         return Body(
@@ -109,8 +111,6 @@ class Forms:
             return
         start = min(begin for begin, _ in places.values())
         count = (max(end for _, end in places.values()) - start) // _FLOAT_BYTES
-        if start % _FLOAT_BYTES:
-            return
         self._known[key] = Form(
             start=start,
             count=count,

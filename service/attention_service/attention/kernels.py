@@ -119,6 +119,9 @@ def _composed_tile(call: AttentionCall, step: Step, target: Target) -> tuple[int
     if flops <= SMALL_FLOPS and fits_one and _is_every_head(call, step):
         return len(step.heads), len(step.rows)
     rows = min(_MOST_ROWS, fits)
+    if _writes_weights(call, step):
+        # As many rows as may be of one head, so that its weights lie in one piece.
+        rows = max(rows, min(fits, _SHARED_BYTES // row_bytes))
     if target.tile_bytes >= TILE_BYTES:
         rows = max(rows, _FEWEST_ROWS)
     if call.masking.band is not None and len(step.rows) > _MOST_ROWS:
@@ -154,6 +157,12 @@ def _composed_scratch(call: AttentionCall, step: Step, scores: int) -> int:
     elif masking.band is not None and "scores" in outputs:
         scratch += scores * itemsize
     return scratch
+
+
+def _writes_weights(call: AttentionCall, step: Step) -> bool:
+    """Whether the weights that a graph gives are the answer's, as they are."""
+    is_whole = "weights" in step.outputs and call.wants.top_k is None
+    return is_whole and call.dtype == call.compute_dtype and call.masking.band is None
 
 
 def _is_every_head(call: AttentionCall, step: Step) -> bool:
