@@ -1,6 +1,7 @@
 """The whole service against a bare ASGI app that parses the same bytes and runs the same session.
 
-Both are up for the whole run and take turns under wrk, which is no bottleneck. Prints a table
+In both binary forms; in lists against plain FastAPI; and the client against a bare socket. Those
+that are compared are up at once and take turns under wrk, which is no bottleneck. Prints a table
 and writes ``benchmarks/results/wire.json``. Run by ``make bench-wire``.
 """
 
@@ -17,31 +18,75 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 
 from attention_service.resources import cpu_count
 from attention_wire import bodies
 from benchmarks import machine
 from benchmarks.served import free_port, served
+from benchmarks.wire_client import client_share
 
 SHAPES = {"tiny": (1, 2, 16, 16), "mid": (1, 8, 128, 64), "big": (1, 8, 512, 64)}
-_ASKED = {"tiny": 0.6}
+# Of the floor, in either binary form; of plain FastAPI, in lists.
+_ASKED = {"tiny": 0.65, "mid": 0.8, "big": 0.9}
+_ASKED_OF_LISTS = 3.0
 _SCRIPT = """
 local file = io.open(os.getenv("BODY"), "rb")
 wrk.method, wrk.body = "POST", file:read("*a")
-wrk.headers["Content-Type"] = "application/x-safetensors"
 """
+_LENGTH = "Inference-Header-Content-Length"
+
+
+class Form(NamedTuple):
+    """A call as wrk sends it."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    def written(self, folder: Path) -> tuple[Path, Path]:
+        """Its body and its script, as files."""
+        body, script = folder / "body", folder / "post.lua"
+        body.write_bytes(self.body)
+        lines = [f'wrk.headers["{name}"] = "{value}"' for name, value in self.headers.items()]
+        script.write_text("\n".join([_SCRIPT, f'wrk.path = "{self.path}"', *lines]))
+        return body, script
+
+
+def _forms(shape: tuple[int, ...]) -> dict[str, Form]:
+    rng = np.random.default_rng(0)
+    fields = {n: rng.standard_normal(shape, np.float32) for n in ("query", "key", "value")}
+    body = bytes(bodies.write(bodies.SAFETENSORS, fields, "request"))
+    inputs = [
+        {
+            "name": name,
+            "shape": shape,
+            "datatype": "FP32",
+            "parameters": {"binary_data_size": array.nbytes},
+        }
+        for name, array in fields.items()
+    ]
+    head = orjson.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}})
+    raw = b"".join(array.tobytes() for array in fields.values())
+    lists = bytes(bodies.write(bodies.JSON, fields, "request"))
+    return {
+        "safetensors": Form("/v1/attention", {"Content-Type": bodies.SAFETENSORS}, body),
+        "inference": Form("/v2/models/sdpa/infer", {_LENGTH: str(len(head))}, head + raw),
+        "lists": Form("/v1/attention", {"Content-Type": bodies.JSON}, lists),
+    }
 
 
 @contextmanager
-def _floor() -> Iterator[int]:
+def _server(module: str) -> Iterator[int]:
+    """Another server of this package, on a free port."""
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.wire_floor", str(port)])
+    process = subprocess.Popen([sys.executable, "-m", f"benchmarks.{module}", str(port)])
     try:
         while process.poll() is None:
             try:
@@ -55,16 +100,18 @@ def _floor() -> Iterator[int]:
         process.wait(30)
 
 
-def _turn(port: int, body: Path, script: Path, callers: int, seconds: float) -> float:
+def _turn(port: int, form: Form, callers: int, seconds: float) -> float:
     """Answers a second."""
-    words = ["wrk", "-t1", f"-c{callers}", f"-d{seconds}s", "-s", str(script)]
-    done = subprocess.run(
-        [*words, f"http://127.0.0.1:{port}/v1/attention"],
-        env=os.environ | {"BODY": str(body)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        body, script = form.written(Path(folder))
+        words = ["wrk", "-t1", f"-c{callers}", f"-d{seconds}s", "-s", str(script)]
+        done = subprocess.run(
+            [*words, f"http://127.0.0.1:{port}"],
+            env=os.environ | {"BODY": str(body)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     rate = re.search(r"Requests/sec: +([\d.]+)", done.stdout)
     if rate is None or "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
         raise RuntimeError(done.stdout)
@@ -75,53 +122,77 @@ def main() -> None:
     arguments = _arguments()
     if shutil.which("wrk") is None:
         sys.exit("wrk is missing: on Debian and Ubuntu, apt-get install wrk")
-    head = machine.header(cpu_count(), ("onnxruntime", "numpy", "uvicorn", "fastapi"), {})
-    rows: list[dict[str, Any]] = []
+    head = machine.header(cpu_count(), ("onnxruntime", "numpy", "uvicorn", "fastapi", "httpx"), {})
     nowhere = Path("/nonexistent")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        _floor() as floor,
-        served(modules=nowhere) as service,
-        served(modules=nowhere, log_level="warning") as quiet,
-    ):
-        script = Path(folder) / "post.lua"
-        script.write_text(_SCRIPT)
-        ports = {"floor": floor, "service": service.port, "service, no access log": quiet.port}
-        for name, shape in SHAPES.items():
-            body = Path(folder) / name
-            rng = np.random.default_rng(0)
-            fields = {n: rng.standard_normal(shape, np.float32) for n in ("query", "key", "value")}
-            body.write_bytes(bytes(bodies.write(bodies.SAFETENSORS, fields, "request")))
-            for callers in (1, 4):
-                rounds = [
-                    {who: _turn(port, body, script, callers, arguments.seconds)
-                     for who, port in ports.items()}
-                    for _ in range(arguments.rounds + 1)
-                ][1:]  # fmt: skip
-                rows.append(_row(name, callers, rounds))
-                print(rows[-1])
-    report = head | {"rows": rows, "rounds": arguments.rounds, "seconds": arguments.seconds}
+    rows: list[dict[str, Any]] = []
+    with served(modules=nowhere) as service:
+        with _server("wire_floor") as floor, served(modules=nowhere, log_level="warning") as quiet:
+            among = {
+                "safetensors": (service.port, "safetensors"),
+                "inference": (service.port, "inference"),
+                "safetensors, no access log": (quiet.port, "safetensors"),
+            }
+            for name in SHAPES:
+                rows += _compared(name, (floor, "safetensors"), among, _ASKED[name], arguments)
+        with _server("wire_fastapi") as plain:
+            among = {"lists": (service.port, "lists")}
+            arguments.seconds *= 3  # a large call takes it seconds
+            for name in SHAPES:
+                rows += _compared(name, (plain, "lists"), among, _ASKED_OF_LISTS, arguments)
+        share = client_share(service.port, 20 * arguments.rounds)
+        print(share)
+    report = head | {"rows": rows, "client": share} | vars(arguments)
     if not arguments.dry_run:
         print(f"written to {machine.write('wire', report)}")
 
 
-def _row(name: str, callers: int, rounds: list[dict[str, float]]) -> dict[str, Any]:
-    """The middle of the rounds' ratios to the floor."""
-    others = [who for who in rounds[0] if who != "floor"]
-    ratios = {who: [one[who] / one["floor"] for one in rounds] for who in others}
+def _compared(
+    name: str,
+    measure: tuple[int, str],
+    among: Mapping[str, tuple[int, str]],
+    asked: float,
+    arguments: argparse.Namespace,
+) -> Iterator[dict[str, Any]]:
+    """A row for each number of callers: servers in turns, against one that is the measure.
+
+    Args:
+        name: of the shape.
+        measure: port and form.
+        among: what is measured → port and form.
+        asked: of the measure.
+        arguments: rounds and seconds.
+    """
+    forms = _forms(SHAPES[name])
+    for callers in (1, 4):
+        rounds = []
+        for _ in range(arguments.rounds + 1):
+            turns = [
+                _turn(port, forms[form], callers, arguments.seconds)
+                for port, form in (measure, *among.values())
+            ]
+            rounds.append((turns[0], dict(zip(among, turns[1:], strict=True))))
+        row = _row(name, callers, rounds[1:], asked)
+        print(row)
+        yield row
+
+
+def _row(
+    name: str, callers: int, rounds: list[tuple[float, dict[str, float]]], asked: float
+) -> dict[str, Any]:
+    """The middle of the rounds' ratios to the measure."""
+    ratios = {who: [turns[who] / measure for measure, turns in rounds] for who in rounds[0][1]}
     middle = {who: round(statistics.median(each), 3) for who, each in ratios.items()}
-    row: dict[str, Any] = {
+    return {
         "shape": name,
         "callers": callers,
-        "floor_a_second": round(statistics.median(one["floor"] for one in rounds)),
-        "of_the_floor": middle,
+        "measure_a_second": round(statistics.median(measure for measure, _ in rounds), 1),
+        "ratio": middle,
         "least_and_most": {
             who: [round(min(each), 3), round(max(each), 3)] for who, each in ratios.items()
         },
+        "asked": asked,
+        "met": {who: ratio >= asked for who, ratio in middle.items()},
     }
-    if callers == 4 and name in _ASKED:
-        row["met"] = middle["service"] >= _ASKED[name]
-    return row
 
 
 def _arguments() -> argparse.Namespace:

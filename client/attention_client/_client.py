@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from attention_client import _calls, _fields
 from attention_client._calls import Indices, Texts
-from attention_client._messages import Answer
+from attention_client._messages import Answer, Received
 from attention_client._protocol import Attempt, Call, Done, Exchange, Outcome
 from attention_client._settings import Settings
 from attention_client._shards import divide
 from attention_client._traces import call_span, shards_span
 from attention_client._transport import arguments, errors_mapped, small_content
+from attention_client._wide import wide_client
 from attention_client.errors import AttentionError
 from attention_client.options import AttentionOptions, ReturnSpec
 from attention_client.results import AttentionResult, TextAttention
@@ -68,7 +69,7 @@ class AttentionClient:
     ) -> None:
         self._settings = Settings.resolve(base_url, api_key, timeout, max_retries)
         self._owns_http = http_client is None
-        self._http = http_client or httpx.Client()
+        self._http = http_client or wide_client(is_https=self._settings.is_https)
 
     def attention(
         self,
@@ -414,10 +415,10 @@ class AttentionClient:
                     content=attempt.pieces() if content is None else content,
                 ) as response,
             ):
-                chunks = []
+                received = Received(response.headers)
                 for chunk in response.iter_bytes():
                     attempt.check()
-                    chunks.append(chunk)
-                return Answer(response.status_code, response.headers, b"".join(chunks))
+                    received.add(chunk)
+                return Answer(response.status_code, response.headers, received.body())
         except AttentionError as error:
             return error

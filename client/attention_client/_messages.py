@@ -16,6 +16,9 @@ from attention_wire.bodies import Body
 from attention_wire.problems import ProblemDetails
 from attention_wire.tensors import Buffer
 
+# Of a length that memory is taken for before anything has come: under ten gigabytes.
+_MOST_DIGITS = 10
+
 
 @dataclass(frozen=True)
 class Request:
@@ -53,6 +56,31 @@ class Request:
     def body_bytes(self) -> int:
         """The length of the body."""
         return sum(map(len, self.body.buffers)) if self.body is not None else 0
+
+
+class Received:
+    """The body of an answer as it comes, in one buffer if its length is known.
+
+    Args:
+        headers: of the answer.
+    """
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        length = headers.get("content-length", "")
+        is_known = length.isdecimal() and "content-encoding" not in headers
+        is_sane = len(length) <= _MOST_DIGITS
+        self._buffer = bytearray(int(length) if is_known and is_sane else 0)
+        self._end = 0
+
+    def add(self, chunk: bytes) -> None:
+        """Take what has come."""
+        begin, self._end = self._end, self._end + len(chunk)
+        self._buffer[begin : self._end] = chunk
+
+    def body(self) -> Buffer:
+        """All that has come."""
+        del self._buffer[self._end :]
+        return self._buffer
 
 
 @dataclass(frozen=True)

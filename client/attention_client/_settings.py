@@ -59,6 +59,11 @@ class Settings:
         return replace(self, policy=policy)
 
     @property
+    def is_https(self) -> bool:
+        """Whether the service is spoken to through TLS."""
+        return self.base_url.startswith("https:")
+
+    @property
     def headers(self) -> dict[str, str]:
         """Headers of every request."""
         headers = {"User-Agent": _AGENT}
