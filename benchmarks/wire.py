@@ -104,7 +104,16 @@ def _turn(port: int, form: Form, callers: int, seconds: float) -> float:
     """Answers a second."""
     with tempfile.TemporaryDirectory() as folder:
         body, script = form.written(Path(folder))
-        words = ["wrk", "-t1", f"-c{callers}", f"-d{seconds}s", "-s", str(script)]
+        words = [
+            "wrk",
+            "-t1",
+            f"-c{callers}",
+            f"-d{seconds}s",
+            "--timeout",
+            "60s",
+            "-s",
+            str(script),
+        ]
         done = subprocess.run(
             [*words, f"http://127.0.0.1:{port}"],
             env=os.environ | {"BODY": str(body)},

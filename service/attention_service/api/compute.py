@@ -89,6 +89,7 @@ class ComputeEndpoint:
             body = await read_body(
                 request,
                 self._operation.media_type(request),
+                self._operation.start(request),
                 settings.max_body_bytes,
                 settings.body_timeout,
                 lifetime.seconds,

@@ -60,6 +60,14 @@ class Operation(Protocol):
         """
         ...
 
+    def start(self, request: Request, /) -> int:
+        """Where in a body tensors begin, as far as its head tells; 0 if it does not.
+
+        Raises:
+            ProblemError: the head tells it in no way.
+        """
+        ...
+
     def form_key(self, request: Request, body: RequestBody) -> bytes:
         """All but the numbers of a call that may have a form; empty for another."""
         ...
@@ -96,6 +104,10 @@ class FieldsOperation(Generic[Asked]):
     def media_type(self, request: Request) -> str:
         """As an Operation has it."""
         return media_type_of(request)
+
+    def start(self, _: Request, /) -> int:
+        """As an Operation has it: the header of a safetensors body is in the body."""
+        return 0
 
     def form_key(self, request: Request, body: RequestBody) -> bytes:
         """As an Operation has it: the header of a safetensors body."""

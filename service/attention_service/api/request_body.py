@@ -23,6 +23,7 @@ _THREAD_BYTES = 64 * 1024
 # What may turn out to be a small call is read in any case.
 _SMALL_BYTES = 256 * 1024
 _SLICE_BYTES = 4096
+_ALIGNMENT = 64
 
 
 class RequestBody(NamedTuple):
@@ -35,6 +36,7 @@ class RequestBody(NamedTuple):
 async def read_body(
     request: Request,
     media_type: str,
+    start: int,
     max_bytes: int,
     seconds: float,
     most: float,
@@ -45,6 +47,7 @@ async def read_body(
     Args:
         request: the request.
         media_type: of its body.
+        start: where in it tensors begin, as far as is known: they come to lie aligned.
         max_bytes: of the body, unpacked too.
         seconds: that it may take, and one more for every 64 KiB.
         most: seconds that it may take in any case.
@@ -62,7 +65,7 @@ async def read_body(
         raise _too_large(f"{length} bytes", max_bytes)
     if length is None or length > _SMALL_BYTES:
         check_room()
-    content = await _read(request.receive, length, max_bytes, seconds, most)
+    content = await _read(request.receive, length, start, max_bytes, seconds, most)
     if encoding is None:
         return RequestBody(media_type, content)
     if len(content) < _THREAD_BYTES:
@@ -113,10 +116,11 @@ def _content_length(request: Request) -> int | None:
 
 
 async def _read(
-    receive: Receive, length: int | None, max_bytes: int, seconds: float, most: float
-) -> bytes | bytearray:
+    receive: Receive, length: int | None, start: int, max_bytes: int, seconds: float, most: float
+) -> Buffer:
     """The body in one buffer: as it came at once, or made where its length is known."""
     content: bytes | bytearray = b""
+    before = -start % _ALIGNMENT
     end = 0
     more = True
     now = asyncio.get_running_loop().time()
@@ -131,8 +135,8 @@ async def _read(
                     content = chunk
                     break
                 if not isinstance(content, bytearray):
-                    content = bytearray(length or 0)
-                content[begin:end] = chunk
+                    content = bytearray(before + (length or 0))
+                content[before + begin : before + end] = chunk
                 if end != length:
                     limit.reschedule(now + min(seconds + end / SLOW_BYTES, most))
     except TimeoutError:
@@ -147,7 +151,7 @@ async def _read(
         raise ProblemError(
             Code.MALFORMED_BODY, f"The body has {end} bytes where Content-Length says {length}."
         )
-    return content
+    return memoryview(content)[before:] if isinstance(content, bytearray) else content
 
 
 async def _chunk(receive: Receive) -> tuple[bytes, bool]:

@@ -46,6 +46,10 @@ class InferOperation:
         """As an Operation has it: whether a body is in binary is told by another header."""
         return JSON
 
+    def start(self, request: Request, /) -> int:
+        """As an Operation has it."""
+        return _json_bytes(request) or 0
+
     def form_key(self, request: Request, body: RequestBody) -> bytes:
         """As an Operation has it: the JSON of a call of plain attention with binary tensors."""
         json_bytes = _json_bytes(request)
