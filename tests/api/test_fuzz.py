@@ -271,7 +271,9 @@ def test_whatever_comes_is_answered(service: Served, http: httpx.Client) -> None
     def fuzz(call: Seed) -> None:
         answer = ask(http, call)
         seen[answer.status_code] = seen.get(answer.status_code, 0) + 1
-        assert answer.status_code in (200, 400, 404, 413, 415, 422), (call, answer.text)
+        # Of the 5xx only this one, for a call that gave itself no time.
+        late = (504,) if b"timeout" in call.body else ()
+        assert answer.status_code in (200, 400, 404, 413, 415, 422, *late), (call, answer.text)
         if answer.status_code != httpx.codes.OK:
             name = "error" if call.path.startswith("/v2") else "detail"
             assert answer.json()[name]
