@@ -24,6 +24,8 @@ PROBLEM = "application/problem+json"
 
 Member: TypeAlias = Literal["request", "response"]
 
+# What is sent as lists of many numbers.
+_LISTED = frozenset({"query", "key", "value", "past_key", "past_value"})
 _INDEX = re.compile("[0-9]{1,9}")
 
 
@@ -69,7 +71,7 @@ def read(media_type: str, body: Buffer, member: Member) -> Fields:
     """
     if media_type == SAFETENSORS:
         return _read_safetensors(body, member)
-    document = documents.parse(body)
+    document = documents.parse(body, tensors=_LISTED)
     return Fields(_object(document.value, "The body"), document.only_numbers)
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
+from attention_wire import number_lists
 from attention_wire.problems import Code, FieldProblem, Loc, ProblemError, dotted
 
 MAX_DEPTH = 64
@@ -26,6 +27,8 @@ MAX_DEPTH = 64
 # that a text which breaks off inside one is not searched again from each escaped quote.
 _ESCAPED_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+# What numbers are made of, and what stands between them, but for the exponent's letter.
+_NUMBERS = b"0123456789.+-, \t\r\n"
 _LITERALS = (b"true", b"false", b"null")
 # As many and as much of the caller's own names as are told back.
 _MOST_NAMES, _LONGEST_NAME = 20, 100
@@ -45,25 +48,33 @@ class Document(NamedTuple):
     only_numbers: bool
 
 
-def parse(text: bytes | bytearray | memoryview, max_depth: int = MAX_DEPTH) -> Document:
+def parse(
+    text: bytes | bytearray | memoryview,
+    max_depth: int = MAX_DEPTH,
+    tensors: Set[str] = frozenset(),
+) -> Document:
     """Parse JSON text strictly.
 
     Args:
         text: UTF-8 JSON, one value.
         max_depth: how many arrays and objects may be open at once.
+        tensors: members of an object whose lists of numbers are wanted as float32 arrays; what
+            is no such list comes as ever.
 
     Raises:
         ProblemError: ``malformed_json``, ``too_deep``, ``duplicate_field``, or
             ``invalid_field`` for a string with a lone surrogate.
     """
     raw = text if isinstance(text, bytes) else bytes(text)
-    bare = _without_strings(raw)
+    bare = _without_strings(raw).translate(None, _NUMBERS)
     if bare.count(b"[") + bare.count(b"{") > max_depth:
         _check_depth(bare, max_depth)
-    try:
-        value = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise _malformed(raw, bare, error) from None
+    value = _with_arrays(raw, bare, tensors) if tensors else None
+    if value is None:
+        try:
+            value = orjson.loads(raw)
+        except orjson.JSONDecodeError as error:
+            raise _malformed(raw, bare, error) from None
     tally = _Tally()
     tally.visit(value)
     if bare.count(b":") != tally.names or bare.count(b"{") != tally.objects:
@@ -71,6 +82,26 @@ def parse(text: bytes | bytearray | memoryview, max_depth: int = MAX_DEPTH) -> D
     literals = sum(bare.count(word) for word in _LITERALS)
     strings = bare.count(b'"') - tally.names
     return Document(value, literals == tally.literals and strings == tally.strings)
+
+
+def _with_arrays(raw: bytes, bare: bytes, tensors: Set[str]) -> dict[str, Any] | None:
+    """The members of an object, with arrays where it holds lists of numbers."""
+    found = number_lists.parse(raw, tensors)
+    if found is None:
+        return None
+    members, lists = found
+    others = sum(_lists_in(member) for member in members.values())
+    # A list beside numbers, where all stand in one buffer, shows in nothing but its bracket.
+    return members if bare.count(b"[") == lists + others else None
+
+
+def _lists_in(value: object) -> int:
+    if isinstance(value, dict):
+        return sum(map(_lists_in, value.values()))
+    if not isinstance(value, list):
+        return 0
+    holds_more = not {list, dict}.isdisjoint(map(type, value))
+    return 1 + (sum(map(_lists_in, value)) if holds_more else 0)
 
 
 def _without_strings(raw: bytes) -> bytes:
