@@ -225,6 +225,13 @@ def test_json_flat_and_nested(caller: Caller, datatype: str, *, is_nested: bool)
     near(found["weights"], expected.weights)
 
 
+def test_null_is_left_out(caller: Caller) -> None:
+    given = tensors()
+    inputs = [{**entry, "parameters": None} for entry in in_json(given)]
+    body = {"id": None, "parameters": None, "outputs": None, "inputs": inputs}
+    near(outputs(ask(caller, SDPA, body))["weights"], attention(*given.values()).weights)
+
+
 def test_each_output_has_its_own_form(caller: Caller) -> None:
     given = tensors()
     body, headers = in_binary(

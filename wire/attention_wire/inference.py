@@ -159,7 +159,7 @@ class _Reader:
                 f"with {_SIZE}",
             )
         size = parameters.get(_SIZE)
-        if (size is None) == (entry.get("data") is None):
+        if (size is None) == ("data" not in entry):
             raise ProblemError.of_field(
                 (*loc, "data"), f"give data, or the parameter {_SIZE}, and not both"
             )
@@ -289,7 +289,8 @@ def _fields(value: object, names: Sequence[str], loc: Loc) -> Mapping[str, Any]:
     if unknown is not None:
         message = f"unknown field; known are {', '.join(names)}"
         raise ProblemError.of_field((*loc, unknown[:100]), message, Code.UNKNOWN_FIELD)
-    return found
+    # Some clients write null for what they leave out.
+    return {name: item for name, item in found.items() if item is not None}
 
 
 def _object(value: object, loc: Loc) -> Mapping[str, Any]:
