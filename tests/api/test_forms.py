@@ -200,5 +200,19 @@ def test_forms_are_forgotten_in_the_end(engine: Engine) -> None:
         job = AttentionJob.of(AttentionRequest.model_validate(given), engine)
         ends = np.cumsum([8, *(array.nbytes for array in given.values())]).tolist()
         places = dict(zip(given, pairwise(ends), strict=True))
-        forms.learn(key, job, places, bodies.write(bodies.SAFETENSORS, job.run(), "response"))
+        forms.learn(
+            key,
+            job,
+            lambda known=places: known,
+            bodies.write(bodies.SAFETENSORS, job.run(), "response"),
+        )
     assert [forms.find(key) is not None for key in keys] == [False] * 43 + [True] * 256
+
+
+def test_of_a_call_that_can_have_no_form_nothing_more_is_read(engine: Engine) -> None:
+    forms = Forms(engine)
+    given = {**tensors(), "is_causal": True}
+    job = AttentionJob.of(AttentionRequest.model_validate(given), engine)
+    written = bodies.write(bodies.SAFETENSORS, job.run(), "response")
+    forms.learn(b"key", job, lambda: pytest.fail("read again"), written)
+    assert forms.find(b"key") is None

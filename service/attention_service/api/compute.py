@@ -187,7 +187,8 @@ class ComputeEndpoint:
                     lambda: prepared.write(answer),
                 )
         if operation.forms is not None and form_key:
-            operation.forms.learn(form_key, job, operation.places(request, body), written)
+            places_of = partial(operation.places, request, body)
+            operation.forms.learn(form_key, job, places_of, written)
         return self._finished(written, job.module, str(answer["provider"]), call)
 
     def _parsed(self, call: _Call) -> None:

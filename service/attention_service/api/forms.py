@@ -9,7 +9,7 @@ are computed at once, on the event loop; the others in a place, by one run in on
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,19 +94,24 @@ class Forms:
         return form
 
     def learn(
-        self, key: bytes, job: Job, places: Mapping[str, tuple[int, int]], written: Body
+        self,
+        key: bytes,
+        job: Job,
+        places_of: Callable[[], Mapping[str, tuple[int, int]]],
+        written: Body,
     ) -> None:
         """Remember what a call that took the whole way has shown.
 
         Args:
             key: as above.
             job: what it became.
-            places: where in its body the bytes of each tensor begin and end.
+            places_of: tells where in its body the bytes of each tensor begin and end; asked
+                only of a call that can have a form.
             written: its answer: a head, and the bytes of each tensor.
         """
         if len(key) > _LONGEST_KEY or not isinstance(job, AttentionJob) or not Compiled.takes(job):
             return
-        results = tuple(job.answer_shapes)
+        results, places = tuple(job.answer_shapes), places_of()
         if set(places) != _INPUTS or len(written.buffers) != 1 + len(results):
             return
         start = min(begin for begin, _ in places.values())
