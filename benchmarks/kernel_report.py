@@ -28,7 +28,7 @@ def speed(engine: Engine) -> dict[str, Any]:
     """What one lane of this machine was measured to do."""
     measured = engine.speed()
     return {
-        "lanes": engine.target.lanes,
+        "lanes": engine.threads,
         "lane_gflops": round(measured.flops / 1e9, 1),
         "lane_gbytes_per_second": round(measured.bytes / 1e9, 1),
         "run_microseconds": round(measured.run_seconds * 1e6, 1),

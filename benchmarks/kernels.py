@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -65,24 +66,26 @@ def main() -> None:
     cases = [case for case in CASES if _is_chosen(case, arguments.cases)]
     names = [name for name in WORKS if any(name in (case.work, case.base) for case in cases)]
     slots = _slots(names, cases)
-    engine = Engine("cpu", arguments.threads)
+    engine = Engine(arguments.provider, arguments.threads)
     ours = {name: _ours(name, engine) for name in names}
     predicted = {name: kernel_report.prediction(ours[name].job) for name in names}
     kernel_report.print_predictions(predicted, engine)
     with ExitStack() as stack:
         torch: TorchTurns | None = None
         if any(side == "torch" for _, side in slots):
-            torch = stack.enter_context(torch_turns(arguments.threads))
+            turns = torch_turns(arguments.threads, arguments.provider, arguments.torch_python)
+            torch = stack.enter_context(turns)
         errors = _load(names, ours, torch)
         head = machine.header(
             arguments.threads,
-            ("onnxruntime", "onnx", "numpy"),
+            ("onnxruntime" if arguments.provider == "cpu" else "onnxruntime-gpu", "onnx", "numpy"),
             {"torch": torch.about["torch"]} if torch else {},
         )
         times = _rounds(slots, ours, torch, arguments)
     found = [kernel_report.result(case, times, errors, ours[case.work].job) for case in cases]
     kernel_report.print_results(found)
     report = head | {
+        "provider": engine.provider,
         "load_after": [round(load, 2) for load in os.getloadavg()],
         "torch": torch.about if torch else None,
         "method": {
@@ -99,7 +102,8 @@ def main() -> None:
         "cases": found,
     }
     if not arguments.dry_run:
-        print(f"\nwritten to {machine.write('kernels', report)}")
+        name = "kernels" if arguments.provider == "cpu" else f"kernels-{arguments.provider}"
+        print(f"\nwritten to {machine.write(name, report)}")
 
 
 def _ours(name: str, engine: Engine) -> Ours:
@@ -177,6 +181,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=1, help="rounds before (%(default)s)")
     parser.add_argument("--pause", type=float, default=0.2, help="seconds between turns")
     parser.add_argument("--threads", type=int, default=cpu_count(), help="of each side")
+    parser.add_argument("--provider", choices=["cpu", "cuda"], default="cpu", help="of each side")
+    parser.add_argument("--torch-python", type=Path, help="a Python that has PyTorch already")
     parser.add_argument("--dry-run", action="store_true", help="write no results")
     return parser.parse_args()
 

@@ -86,11 +86,18 @@ class TorchTurns:
 
 
 @contextmanager
-def torch_turns(threads: int) -> Iterator[TorchTurns]:
-    """PyTorch's process, in so many threads; it ends with the block."""
+def torch_turns(threads: int, device: str, python: Path | None) -> Iterator[TorchTurns]:
+    """PyTorch's process; it ends with the block.
+
+    Args:
+        threads: in which it computes.
+        device: on which it computes, ``cpu`` or ``cuda``.
+        python: of an environment that has PyTorch; None for one that is built here.
+    """
     # Its threads wait as PyTorch lets them wait: set to sleep, they would slow small calls.
     counts = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    command = [str(environment()), "-m", "benchmarks.torch_worker", str(threads)]
+    chosen = str(python or environment())
+    command = [chosen, "-m", "benchmarks.torch_worker", str(threads), device]
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -19,6 +19,7 @@ from attention_service.api.app import create_app
 from attention_service.attention.engine import Engine
 from attention_service.modules.exporters import export
 from attention_service.settings import Settings
+from tests.provider import PROVIDER
 from tests.spans import ApplicationProvider, Recorder
 
 ROOT = Path(__file__).parents[1]
@@ -80,8 +81,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def engine() -> Engine:
-    """An engine on the CPU provider."""
-    return Engine("cpu", 2)
+    """An engine in two threads."""
+    return Engine(PROVIDER, 2)
 
 
 class RunningService:

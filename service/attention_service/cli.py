@@ -266,11 +266,18 @@ def check(
         if explain:
             _print_plans(engine)
             return
-        here = [name for name, full in PROVIDERS.items() if full in engine.available]
-        names = here if settings.provider == "auto" else [settings.provider]
-        wrong = [name for name in names if not _is_right(Engine(name, settings.threads))]
     except EngineError as error:
         raise _fail(error) from None
+    here = [name for name, full in PROVIDERS.items() if full in engine.available]
+    wrong = []
+    for name in here if settings.provider == "auto" else [settings.provider]:
+        try:
+            chosen = Engine(name, settings.threads)
+        except EngineError as error:
+            typer.echo(f"Not verified: {error}")
+            continue
+        if not _is_right(chosen):
+            wrong.append(name)
     missing = ", ".join(name for name in PROVIDERS if name not in here)
     typer.echo(f"Not verified, since not in the installed ONNX Runtime: {missing}.")
     if wrong:

@@ -8,9 +8,11 @@ import sys
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 
 _MAPPED_BYTES = 4 * 2**20
 _KEPT_BYTES = 2 * 2**20
+_ARENAS = 2
 
 
 def give_back_freed() -> bool:
@@ -18,7 +20,9 @@ def give_back_freed() -> bool:
 
     By default glibc raises both thresholds, to 32 and 64 MiB, as large arrays come and go, and
     what was freed below them stays (mallopt(3)). Setting them ends that: arrays above the first
-    are mapped each for itself, and end with their memory.
+    are mapped each for itself, and end with their memory. By default, too, threads have up to
+    eight arenas for each CPU, and each keeps what calls of all sizes left free between what they
+    did not: two serve threads of which one runs Python at a time.
 
     Returns:
         Whether it could be set: false where the C library is another than glibc.
@@ -28,5 +32,9 @@ def give_back_freed() -> bool:
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return False
-    mapped = library.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
-    return bool(mapped and library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES))
+    limits = {
+        _M_MMAP_THRESHOLD: _MAPPED_BYTES,
+        _M_TRIM_THRESHOLD: _KEPT_BYTES,
+        _M_ARENA_MAX: _ARENAS,
+    }
+    return all(library.mallopt(name, limit) for name, limit in limits.items())

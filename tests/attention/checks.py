@@ -17,6 +17,7 @@ from attention_wire.schemas import PlanInfo
 from tests import reference
 from tests.attention.cases import Case, merged_heads
 from tests.attention.forms import DTYPES
+from tests.provider import PROVIDER_NAME
 from tests.reference import Array, Expected
 
 TOLERANCE = {"float16": 1e-2, "bfloat16": 1e-2, "float32": 1e-5, "float64": 1e-12}
@@ -46,7 +47,7 @@ class Answer:
     def check(self, expected: Expected) -> None:
         """Compare all of it."""
         assert set(self.fields) == self._asked_for()
-        assert self.fields["provider"] == "CPUExecutionProvider"
+        assert self.fields["provider"] == PROVIDER_NAME
         if "plan" in self.fields:
             assert PlanInfo.model_validate(self.fields["plan"]).peak_bytes >= 0
         self._check_whole_rows(expected)

@@ -24,6 +24,7 @@ from attention_wire.schemas import AttentionRequest
 from tests.attention.cases import Case, cases
 from tests.attention.checks import Answer
 from tests.attention.forms import post
+from tests.provider import PROVIDER
 
 CASES = int(os.environ.get("ATTENTION_CASES", "1000"))
 OVER_HTTP = max(200, CASES // 10)
@@ -46,7 +47,7 @@ def examples(count: int) -> Any:
 @pytest.fixture(scope="module")
 def engines(engine: Engine) -> dict[int | None, Engine]:
     """Engines by the bytes of a tile: some so small that short calls take many tiles."""
-    made = {size: Engine("cpu", 2, tile_bytes=size) for size in TILE_BYTES if size is not None}
+    made = {size: Engine(PROVIDER, 2, tile_bytes=size) for size in TILE_BYTES if size is not None}
     return {None: engine, **made}
 
 

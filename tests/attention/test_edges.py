@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from attention_service.attention.engine import Engine, EngineError
@@ -12,6 +13,7 @@ from attention_service.attention.sdpa import AttentionJob
 from attention_wire.problems import ProblemError
 from attention_wire.schemas import AttentionRequest
 from tests import reference
+from tests.provider import PROVIDER_NAME
 from tests.reference import Array
 
 
@@ -39,7 +41,7 @@ def test_the_smallest_call_is_the_formula(engine: Engine) -> None:
     weights = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(answer["weights"], weights, atol=1e-6)
     np.testing.assert_allclose(answer["output"], weights @ value, atol=1e-6)
-    assert answer["provider"] == "CPUExecutionProvider"
+    assert answer["provider"] == PROVIDER_NAME
 
 
 @pytest.mark.parametrize(
@@ -160,5 +162,17 @@ def test_equal_graphs_share_one_session_whatever_the_scale(engine: Engine) -> No
 
 
 def test_a_provider_that_is_not_installed_is_refused() -> None:
-    with pytest.raises(EngineError, match="it has cpu"):
-        Engine("cuda")
+    with pytest.raises(EngineError, match=r"it has .*\bcpu"):
+        Engine("rocm")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_does_not_start_is_refused_by_name_and_passed_over_by_auto(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As onnxruntime-gpu is, on a machine without a GPU: there, but of no use.
+    names = ["ROCMExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    with pytest.raises(EngineError, match="'rocm' is in the installed ONNX Runtime, but does not"):
+        Engine("rocm")
+    assert Engine("auto").provider == "CPUExecutionProvider"

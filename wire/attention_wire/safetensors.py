@@ -114,6 +114,20 @@ def layout(text: bytes) -> Layout:
     return Layout(in_order, metadata, end)
 
 
+def places(body: memoryview) -> dict[str, tuple[int, int]]:
+    """Where in a body the bytes of each tensor begin and end.
+
+    Raises:
+        ProblemError: ``malformed_safetensors``.
+    """
+    text = header(body)
+    start = LENGTH_BYTES + len(text)
+    return {
+        name: (start + begin, start + end)
+        for name, (*_, begin, end) in layout(text).tensors.items()
+    }
+
+
 def tensors(found: Layout, data: memoryview) -> dict[str, Array]:
     """The tensors of a layout.
 

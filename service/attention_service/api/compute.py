@@ -18,7 +18,7 @@ from attention_service.api.answers import Answer, check_limits
 from attention_service.api.forms import Form
 from attention_service.api.hang_up import HangUp
 from attention_service.api.metrics import Metrics
-from attention_service.api.operations import Operation
+from attention_service.api.operations import Answered, Operation
 from attention_service.api.phases import Attributes, Stopwatch
 from attention_service.api.problems import STATUS, problem_response
 from attention_service.api.request_body import RequestBody, read_body
@@ -187,8 +187,8 @@ class ComputeEndpoint:
                     lambda: prepared.write(answer),
                 )
         if operation.forms is not None and form_key:
-            places_of = partial(operation.places, request, body)
-            operation.forms.learn(form_key, job, places_of, written)
+            answered = Answered(prepared, answer, written)
+            operation.forms.learn(form_key, job, partial(operation.layout, request, body, answered))
         return self._finished(written, job.module, str(answer["provider"]), call)
 
     def _parsed(self, call: _Call) -> None:

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 from starlette.requests import Request
 
 from attention_service.api.answers import answer_type
 from attention_service.api.forms import Forms
+from attention_service.api.layouts import (
+    AmongFields,
+    BesideHead,
+    BinaryNumbers,
+    Layout,
+    ListedNumbers,
+)
 from attention_service.api.request_body import RequestBody, media_type_of
 from attention_service.attention.job import Job
-from attention_wire import bodies, safetensors
+from attention_wire import bodies, number_lists, safetensors
 from attention_wire.bodies import JSON, SAFETENSORS, Body
 from attention_wire.schemas import AttentionRequest, ModuleRequest, TextRequest
 from attention_wire.tensors import TensorForm
 from attention_wire.validation import validate
 
 Asked = TypeVar("Asked", AttentionRequest, ModuleRequest, TextRequest)
+
+
+# A longer JSON body has no form: to take its numbers out costs what a form saves.
+_LONGEST_LISTS = 64 * 1024
+# Numbers of an answer that are written as text on the event loop.
+_MOST_LISTED = 2**14
+_INPUTS = ("query", "key", "value")
 
 
 class Prepared(NamedTuple):
@@ -37,6 +53,20 @@ class Prepared(NamedTuple):
     write: Callable[[Mapping[str, Any]], Body]
     is_copied: bool
     seconds: float | None = None
+
+
+class Answered(NamedTuple):
+    """A call that was answered.
+
+    Attributes:
+        prepared: what was read.
+        answer: the job's results.
+        written: they, as the answer.
+    """
+
+    prepared: Prepared
+    answer: Mapping[str, Any]
+    written: Body
 
 
 class Operation(Protocol):
@@ -72,8 +102,8 @@ class Operation(Protocol):
         """All but the numbers of a call that may have a form; empty for another."""
         ...
 
-    def places(self, request: Request, body: RequestBody, /) -> Mapping[str, tuple[int, int]]:
-        """Where in the body of a call that may have a form the bytes of each tensor stand."""
+    def layout(self, request: Request, body: RequestBody, call: Answered, /) -> Layout | None:
+        """The layout of a call that may have a form, if its body and answer have one."""
         ...
 
     def prepare(self, request: Request, body: RequestBody) -> Prepared:
@@ -110,17 +140,34 @@ class FieldsOperation(Generic[Asked]):
         return 0
 
     def form_key(self, request: Request, body: RequestBody) -> bytes:
-        """As an Operation has it: the header of a safetensors body."""
-        if not body.media_type == answer_type(request, body.media_type) == SAFETENSORS:
+        """As an Operation has it: the header of a safetensors body, the outline of a JSON one."""
+        if answer_type(request, body.media_type) != body.media_type:
             return b""
-        return safetensors.header(memoryview(body.content))
+        if body.media_type == SAFETENSORS:
+            return safetensors.header(memoryview(body.content))
+        if len(body.content) > _LONGEST_LISTS:
+            return b""
+        # No header begins with it, so none is taken for an outline.
+        return b"lists " + number_lists.outline(bytes(body.content), _INPUTS)
 
-    def places(self, _: Request, body: RequestBody) -> Mapping[str, tuple[int, int]]:
+    def layout(self, _: Request, body: RequestBody, call: Answered) -> Layout | None:
         """As an Operation has it."""
-        header = safetensors.header(memoryview(body.content))
-        start = safetensors.LENGTH_BYTES + len(header)
-        tensors = safetensors.layout(header).tensors
-        return {name: (start + begin, start + end) for name, (*_, begin, end) in tensors.items()}
+        shapes = call.prepared.job.answer_shapes
+        if body.media_type == SAFETENSORS:
+            return Layout(
+                BinaryNumbers.of(safetensors.places(memoryview(body.content))),
+                BesideHead.of(call.written, tuple(shapes)),
+            )
+        if sum(math.prod(shape) for shape, _ in shapes.values()) > _MOST_LISTED:
+            return None
+        values = bodies.read(JSON, body.content, "request").values
+        given = {name: values[name] for name in _INPUTS}
+        if not all(isinstance(array, np.ndarray) for array in given.values()):
+            return None  # base64, or words among the numbers
+        return Layout(
+            ListedNumbers.of({name: array.shape for name, array in given.items()}),
+            AmongFields.of(call.prepared.write, call.answer),
+        )
 
     def prepare(self, request: Request, body: RequestBody) -> Prepared:
         """As an Operation has it."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -20,6 +22,8 @@ from attention_service.attention.lanes import Lanes
 from attention_service.attention.patterns import Patterns
 from attention_service.priority import step_back
 from attention_wire.tensors import Array
+
+logger = logging.getLogger(__name__)
 
 # Name in settings → ONNX Runtime's, fastest first: the order in which `auto` looks.
 PROVIDERS = {
@@ -35,6 +39,9 @@ PROVIDERS = {
     "dnnl": "DnnlExecutionProvider",
 }
 _AUTO = ("cuda", "rocm", "migraphx", "directml", "coreml", "cpu")
+# What a provider has to be told to compute float32 as float32: the tensor cores of NVIDIA's GPUs
+# round its products' factors to 10 bits (TF32), unless they are asked not to.
+_PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 _SESSION_ERRORS = (
     status.EPFail,
     status.Fail,
@@ -125,31 +132,75 @@ class Engine:
     Args:
         provider: a name of ``PROVIDERS``, or ``auto``.
         threads: tiles of attention that run at once, and intra-op threads of a module.
-        tile_bytes: bound of the scores of one tile.
+        tile_bytes: bound of the scores of one tile; None for what suits the provider.
 
     Attributes:
         provider: ONNX Runtime's name of the provider.
         threads: as given.
-        target: what calls are planned for.
         lanes: the threads that compute tiles.
         patterns: the biases that calls share.
 
     Raises:
-        EngineError: the provider is not in the installed ONNX Runtime.
+        EngineError: the provider is not in the installed ONNX Runtime, or does not start.
     """
 
     def __init__(
-        self, provider: str = "auto", threads: int = 1, *, tile_bytes: int = TILE_BYTES
+        self, provider: str = "auto", threads: int = 1, *, tile_bytes: int | None = None
     ) -> None:
         self.available = onnxruntime.get_available_providers()
-        self.provider = _choose(provider, self.available)
         self.threads = threads
-        self.target = Target(self.provider, threads, tile_bytes)
+        self.provider = self._choose(provider)
+        self._target = Target.of(self.provider, threads, tile_bytes)
+        self._cpu = Target.of(PROVIDERS["cpu"], threads, tile_bytes)
         self.lanes = Lanes(threads)
         self.patterns = Patterns(_PATTERN_BYTES)
         self._sessions: OrderedDict[Spec, Session] = OrderedDict()
         self._lock = Lock()
         self._speed: speed.Speed | None = None
+
+    def _choose(self, provider: str) -> str:
+        """ONNX Runtime's name of a provider that starts here."""
+        if provider == "auto":
+            found = [PROVIDERS[name] for name in _AUTO if PROVIDERS[name] in self.available]
+            return next(filter(self._starts, found))
+        name = PROVIDERS[provider]
+        if name not in self.available:
+            here = ", ".join(name for name, full in PROVIDERS.items() if full in self.available)
+            raise EngineError(
+                f"the provider {provider!r} is not in the installed ONNX Runtime; it has {here}. "
+                "For CUDA install the extra [server-gpu] in place of [server]."
+            )
+        if not self._starts(name):
+            raise EngineError(
+                f"the provider {provider!r} is in the installed ONNX Runtime, but does not start "
+                "here: its device, its driver or one of its libraries is missing; ONNX Runtime "
+                "has said above which. Name another one, or 'auto' for the first that starts."
+            )
+        return name
+
+    def _starts(self, provider: str) -> bool:
+        """Whether sessions run on a provider: ONNX Runtime falls back to the CPU by itself."""
+        if provider == PROVIDERS["cpu"]:
+            return True
+        if provider == PROVIDERS["cuda"]:
+            onnxruntime.preload_dlls()  # those of the packages beside it, which nothing else finds
+        model = build(TileSpec("float32", ("output",))).SerializeToString()
+        try:
+            has_it = provider in _session(model, self._options(), provider).get_providers()
+        except _SESSION_ERRORS as error:
+            logger.warning("%s does not start: %s", provider, error)
+            return False
+        if not has_it:
+            logger.warning("%s does not start.", provider)
+        return has_it
+
+    def target(self, dtype: np.dtype[Any]) -> Target:
+        """What a call that is computed in a dtype is planned for.
+
+        Float64 is asked for its digits, and ONNX Runtime's other providers lose half of them in
+        the softmax (CUDA's: 3e-8), so it stays on the CPU.
+        """
+        return self._cpu if dtype == np.float64 else self._target
 
     def load(self, model: Path) -> Session:
         """A session over an ONNX file, which runs in as many threads as the engine has.
@@ -163,7 +214,7 @@ class Engine:
         options.enable_cpu_mem_arena = False
         # Threads of a session inherit the niceness of the one that makes it.
         with ThreadPoolExecutor(1, initializer=step_back) as thread:
-            return thread.submit(self._load, str(model), options).result()
+            return thread.submit(self._load, str(model), options, self.provider).result()
 
     def _options(self) -> onnxruntime.SessionOptions:
         options = onnxruntime.SessionOptions()
@@ -175,10 +226,10 @@ class Engine:
         options.log_severity_level = 3
         return options
 
-    def _load(self, source: str | bytes, options: onnxruntime.SessionOptions) -> Session:
-        providers = list(dict.fromkeys([self.provider, PROVIDERS["cpu"]]))
+    @staticmethod
+    def _load(source: str | bytes, options: onnxruntime.SessionOptions, provider: str) -> Session:
         try:
-            return Session(onnxruntime.InferenceSession(source, options, providers=providers))
+            return Session(_session(source, options, provider))
         except _SESSION_ERRORS as error:
             raise EngineError(str(error)) from error
 
@@ -190,7 +241,9 @@ class Engine:
         with self._lock:
             session = self._sessions.pop(spec, None)
             if session is None:
-                session = self._load(build(spec).SerializeToString(), self._tile_options())
+                provider = self.target(np.dtype(spec.dtype)).provider
+                model = build(spec).SerializeToString()
+                session = self._load(model, self._tile_options(), provider)
                 if len(self._sessions) >= _MAX_SESSIONS:
                     self._sessions.popitem(last=False)
             self._sessions[spec] = session
@@ -242,16 +295,12 @@ def _share_arena(lanes: int) -> None:
     onnxruntime.create_and_register_allocator(cpu, growth)
 
 
-def _choose(provider: str, available: Sequence[str]) -> str:
-    if provider == "auto":
-        return next(PROVIDERS[name] for name in _AUTO if PROVIDERS[name] in available)
-    if PROVIDERS[provider] not in available:
-        here = ", ".join(name for name, full in PROVIDERS.items() if full in available)
-        raise EngineError(
-            f"the provider {provider!r} is not in the installed ONNX Runtime; it has {here}. "
-            "For CUDA install the extra [server-gpu] in place of [server]."
-        )
-    return PROVIDERS[provider]
+def _session(
+    source: str | bytes, options: onnxruntime.SessionOptions, provider: str
+) -> onnxruntime.InferenceSession:
+    providers = list(dict.fromkeys([provider, PROVIDERS["cpu"]]))
+    given = [_PROVIDER_OPTIONS.get(name, {}) for name in providers]
+    return onnxruntime.InferenceSession(source, options, providers, given)
 
 
 def _provider_that_runs(session: onnxruntime.InferenceSession) -> str:

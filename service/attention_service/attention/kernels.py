@@ -16,11 +16,14 @@ from attention_service.attention.call import AttentionCall
 # Scores of one tile: large enough for fast products, small enough for the caches and for
 # a tile to end within milliseconds.
 TILE_BYTES = 4 * 2**20
+# The same on a GPU, where keys and values are sent for each tile.
+_GPU_TILE_BYTES = 64 * 2**20
 # Heads share a tile up to these scores: what a run costs beside its work is then a few percent.
 _SHARED_BYTES = 2**21
 # A step of fewer operations runs as one tile, in the thread that asks.
 SMALL_FLOPS = 2**23
 _MOST_ROWS, _FEWEST_ROWS = 256, 64
+_GPU_ROWS = 4096
 _FLASH_ROWS = 1024
 # What ONNX Runtime takes for a run of the fused kernel, and of any graph.
 _FLASH_BUFFER = 2**20
@@ -35,11 +38,23 @@ class Target:
         provider: ONNX Runtime's name of the execution provider.
         lanes: tiles that run at once.
         tile_bytes: bound of the scores of one tile.
+        shared_bytes: the same, of a tile that heads share.
+        most_rows: of a tile, at most.
     """
 
     provider: str
     lanes: int
-    tile_bytes: int = TILE_BYTES
+    tile_bytes: int
+    shared_bytes: int
+    most_rows: int
+
+    @classmethod
+    def of(cls, provider: str, lanes: int, tile_bytes: int | None = None) -> Target:
+        """What suits a provider, in tiles of other bytes where they are given."""
+        if provider == "CPUExecutionProvider":
+            return cls(provider, lanes, tile_bytes or TILE_BYTES, _SHARED_BYTES, _MOST_ROWS)
+        size = tile_bytes or _GPU_TILE_BYTES
+        return cls(provider, lanes, size, size, _GPU_ROWS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +123,7 @@ def _flash_scratch(call: AttentionCall, step: Step, _: int) -> int:
 
 def _composed_tile(call: AttentionCall, step: Step, target: Target) -> tuple[int, int]:
     sizes = call.sizes
-    row_bytes = _most_keys(call, step, _MOST_ROWS) * call.compute_dtype.itemsize
+    row_bytes = _most_keys(call, step, target.most_rows) * call.compute_dtype.itemsize
     fits = max(1, target.tile_bytes // row_bytes)
     if is_reduced(call, step):
         # The rows of all heads meet in one tile; they come one head after the other.
@@ -118,14 +133,14 @@ def _composed_tile(call: AttentionCall, step: Step, target: Target) -> tuple[int
     fits_one = scores * call.compute_dtype.itemsize <= target.tile_bytes
     if flops <= SMALL_FLOPS and fits_one and _is_every_head(call, step):
         return len(step.heads), len(step.rows)
-    rows = min(_MOST_ROWS, fits)
+    rows = min(target.most_rows, fits)
     if _writes_weights(call, step):
         # As many rows as may be of one head, so that its weights lie in one piece.
-        rows = max(rows, min(fits, _SHARED_BYTES // row_bytes))
+        rows = max(rows, min(fits, target.shared_bytes // row_bytes))
     if target.tile_bytes >= TILE_BYTES:
         rows = max(rows, _FEWEST_ROWS)
-    if call.masking.band is not None and len(step.rows) > _MOST_ROWS:
-        rows = min(rows, _MOST_ROWS // 2)  # a tile computes the whole edge of its band
+    if call.masking.band is not None and len(step.rows) > target.most_rows:
+        rows = min(rows, target.most_rows // 2)  # a tile computes the whole edge of its band
     rows = min(rows, len(step.rows))
     return _heads_of_tile(call, step, rows, target), rows
 
@@ -189,7 +204,7 @@ def _heads_of_tile(call: AttentionCall, step: Step, rows: int, target: Target) -
     if not _is_every_head(call, step):
         return 1  # heads in the order asked need not follow each other
     head_bytes = rows * _most_keys(call, step, rows) * call.compute_dtype.itemsize
-    most = max(1, min(target.tile_bytes, _SHARED_BYTES) // head_bytes)
+    most = max(1, min(target.tile_bytes, target.shared_bytes) // head_bytes)
     # Each lane gets a tile, if there are heads enough.
     most = min(most, math.ceil(count * call.sizes.batch / target.lanes))
     if most < groups:

@@ -49,8 +49,8 @@ class AttentionJob(Job):
 
     def __init__(self, call: AttentionCall, engine: Engine) -> None:
         self.call = call
-        self.plan: Plan = plan(call, engine.target)
         self._engine = engine
+        self.plan: Plan = self._planned(call)
 
     @classmethod
     def of(cls, request: AttentionRequest, engine: Engine) -> Self:
@@ -108,14 +108,14 @@ class AttentionJob(Job):
                 Return.model_validate(asked), self.call.sizes, has_past=self.call.wants.present
             )
             less = replace(self.call, wants=wants)
-            if fits(_shapes(less), plan(less, self._engine.target).peak_bytes):
+            if fits(_shapes(less), self._planned(less).peak_bytes):
                 return f'{{"return": {json.dumps(asked)}}} would fit.'
         return "Send fewer heads or shorter sequences."
 
     @override
     def run(self, cancelled: Callable[[], bool] = never) -> dict[str, Any]:
         arrays, how, call = self._results(cancelled)
-        answer = self._answer(arrays)
+        answer = self._answer(arrays, call)
         if call.wants.plan:
             answer["plan"] = self._described(how, call).model_dump()
         return answer
@@ -126,11 +126,11 @@ class AttentionJob(Job):
         cls, jobs: Sequence[Self], cancelled: Callable[[], bool] = never
     ) -> list[dict[str, Any]]:
         stack = cls(stacked([job.call for job in jobs]), jobs[0]._engine)
-        arrays, _, _ = stack._results(cancelled)
+        arrays, _, call = stack._results(cancelled)
         batch = jobs[0].call.sizes.batch
         parts = [slice(index * batch, (index + 1) * batch) for index in range(len(jobs))]
         return [
-            job._answer({name: array[part] for name, array in arrays.items()})
+            job._answer({name: array[part] for name, array in arrays.items()}, call)
             for job, part in zip(jobs, parts, strict=True)
         ]
 
@@ -149,7 +149,7 @@ class AttentionJob(Job):
     ) -> tuple[Mapping[str, Array], Plan, AttentionCall]:
         engine = self._engine
         dtype_changed = call.compute_dtype != self.call.compute_dtype
-        how = plan(call, engine.target) if dtype_changed else self.plan
+        how = self._planned(call) if dtype_changed else self.plan
         filled = Answer(call)
         work = list(tiles(call, how, filled, engine.session, engine.patterns))
         if call.is_trusted:
@@ -160,7 +160,7 @@ class AttentionJob(Job):
         engine.lanes.run(work, cancelled)
         return filled.arrays, how, call
 
-    def _answer(self, arrays: Mapping[str, Array]) -> dict[str, Any]:
+    def _answer(self, arrays: Mapping[str, Array], computed: AttentionCall) -> dict[str, Any]:
         call = self.call
         answer: dict[str, Any] = {}
         for name, array in arrays.items():
@@ -169,8 +169,11 @@ class AttentionJob(Job):
             (answer.setdefault(parent, {}) if parent else answer)[member] = shaped
         if call.wants.present:
             answer |= {"present_key": call.key, "present_value": call.value}
-        answer["provider"] = self._engine.provider
+        answer["provider"] = self._engine.target(computed.compute_dtype).provider
         return answer
+
+    def _planned(self, call: AttentionCall) -> Plan:
+        return plan(call, self._engine.target(call.compute_dtype))
 
     def explain(self) -> PlanInfo:
         """How the call is run, and what that is predicted to cost."""
@@ -178,7 +181,8 @@ class AttentionJob(Job):
 
     def _described(self, how: Plan, call: AttentionCall) -> PlanInfo:
         engine = self._engine
-        return describe(how, engine.target, call.compute_dtype.name, engine.speed())
+        target = engine.target(call.compute_dtype)
+        return describe(how, target, call.compute_dtype.name, engine.speed())
 
 
 def _shapes(call: AttentionCall) -> Shapes:

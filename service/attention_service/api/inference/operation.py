@@ -11,7 +11,8 @@ from starlette.requests import Request
 
 from attention_service.api.forms import Forms
 from attention_service.api.inference.models import SDPA, Model
-from attention_service.api.operations import Prepared
+from attention_service.api.layouts import BesideHead, BinaryNumbers, Layout
+from attention_service.api.operations import Answered, Prepared
 from attention_service.api.request_body import RequestBody
 from attention_service.api.scopes import header
 from attention_wire import inference
@@ -60,9 +61,13 @@ class InferOperation:
         key = bytes(memoryview(body.content)[:json_bytes])
         return b"" if b'"id"' in key else key  # the answer repeats it
 
-    def places(self, request: Request, body: RequestBody, /) -> Mapping[str, tuple[int, int]]:
+    def layout(self, request: Request, body: RequestBody, call: Answered, /) -> Layout | None:
         """As an Operation has it."""
-        return inference.read(body.content, _json_bytes(request)).parts
+        names = tuple(call.prepared.job.answer_shapes)
+        if len(call.written.buffers) != 1 + len(names):
+            return None  # in lists
+        places = inference.read(body.content, _json_bytes(request)).parts
+        return Layout(BinaryNumbers.of(places), BesideHead.of(call.written, names))
 
     def prepare(self, request: Request, body: RequestBody) -> Prepared:
         """As an Operation has it."""
