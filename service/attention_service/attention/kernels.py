@@ -48,11 +48,17 @@ class Target:
     shared_bytes: int
     most_rows: int
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether what a tile needs has to be sent there."""
+        return self.provider != "CPUExecutionProvider"
+
     @classmethod
     def of(cls, provider: str, lanes: int, tile_bytes: int | None = None) -> Target:
         """What suits a provider, in tiles of other bytes where they are given."""
-        if provider == "CPUExecutionProvider":
-            return cls(provider, lanes, tile_bytes or TILE_BYTES, _SHARED_BYTES, _MOST_ROWS)
+        target = cls(provider, lanes, tile_bytes or TILE_BYTES, _SHARED_BYTES, _MOST_ROWS)
+        if not target.is_gpu:
+            return target
         size = tile_bytes or _GPU_TILE_BYTES
         return cls(provider, lanes, size, size, _GPU_ROWS)
 
@@ -139,7 +145,10 @@ def _composed_tile(call: AttentionCall, step: Step, target: Target) -> tuple[int
         rows = max(rows, min(fits, target.shared_bytes // row_bytes))
     if target.tile_bytes >= TILE_BYTES:
         rows = max(rows, _FEWEST_ROWS)
-    if call.masking.band is not None and len(step.rows) > target.most_rows:
+    if target.is_gpu and (call.masking.has_bias or call.masking.band is not None):
+        # A bias is made here and sent: once for all heads that see the same.
+        rows = min(rows, max(_FEWEST_ROWS, fits // len(step.heads)))
+    elif call.masking.band is not None and len(step.rows) > target.most_rows:
         rows = min(rows, target.most_rows // 2)  # a tile computes the whole edge of its band
     rows = min(rows, len(step.rows))
     return _heads_of_tile(call, step, rows, target), rows
@@ -205,8 +214,9 @@ def _heads_of_tile(call: AttentionCall, step: Step, rows: int, target: Target) -
         return 1  # heads in the order asked need not follow each other
     head_bytes = rows * _most_keys(call, step, rows) * call.compute_dtype.itemsize
     most = max(1, min(target.tile_bytes, target.shared_bytes) // head_bytes)
-    # Each lane gets a tile, if there are heads enough.
-    most = min(most, math.ceil(count * call.sizes.batch / target.lanes))
+    if not target.is_gpu:
+        # Each lane gets a tile, if there are heads enough.
+        most = min(most, math.ceil(count * call.sizes.batch / target.lanes))
     if most < groups:
         return 1
     return next(heads for heads in range(most - most % groups, 0, -groups) if count % heads == 0)
