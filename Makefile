@@ -30,7 +30,7 @@ help:
 	@echo "make bench-kernels  our kernels against PyTorch's, in an environment that it builds"
 	@echo "make bench-memory   how far calls raise resident memory, and a soak"
 	@echo "make bench-load     overload, faults, batching, and a soak of ten minutes"
-	@echo "make bench-wire     the whole service against a bare ASGI app; asks for wrk"
+	@echo "make bench-wire     the whole service against a bare ASGI app and other servers; asks for wrk"
 	@echo "make audit        known vulnerabilities of the locked versions; a CycloneDX SBOM in dist/"
 	@echo "make image        the container image, with IMAGE_OPTIONS for its build"
 	@echo "make lock         the locked requirements, anew"
@@ -73,6 +73,7 @@ bench-load: $(SERVER) $(TEXT_MODULE)
 
 bench-wire: $(SERVER)
 	$(BIN)/python -m benchmarks.wire $(BENCH_OPTIONS)
+	$(BIN)/python -m benchmarks.wire_peers $(BENCH_OPTIONS)
 
 # Strict: a version that the advisory database could not be asked about is no version without any.
 audit: $(AUDIT)

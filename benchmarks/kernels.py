@@ -24,6 +24,7 @@ from attention_service.attention.answer import Answer
 from attention_service.attention.engine import Engine
 from attention_service.attention.sdpa import AttentionJob
 from attention_service.attention.tiles import tiles
+from attention_service.heap import give_back_freed
 from attention_service.resources import cpu_count
 from attention_wire.schemas import AttentionRequest
 from benchmarks import kernel_report, machine
@@ -66,6 +67,7 @@ def main() -> None:
     cases = [case for case in CASES if _is_chosen(case, arguments.cases)]
     names = [name for name in WORKS if any(name in (case.work, case.base) for case in cases)]
     slots = _slots(names, cases)
+    give_back_freed()  # as the service does when it starts
     engine = Engine(arguments.provider, arguments.threads)
     ours = {name: _ours(name, engine) for name in names}
     predicted = {name: kernel_report.prediction(ours[name].job) for name in names}

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
-import venv
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,24 +13,10 @@ from typing import IO, Any, cast
 
 import numpy as np
 
+from benchmarks.environments import environment
+
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = ROOT / "build" / "bench-torch"
 REQUIREMENTS = Path(__file__).with_name("requirements-torch.txt")
-_STAMP = ENVIRONMENT / ".requirements"
-
-
-def environment() -> Path:
-    """The Python of PyTorch's environment, which is built where it is missing or outdated."""
-    python = ENVIRONMENT / "bin" / "python"
-    wanted = REQUIREMENTS.read_text()
-    if not (_STAMP.exists() and _STAMP.read_text() == wanted):
-        print(f"installing {REQUIREMENTS.name} in {ENVIRONMENT.relative_to(ROOT)}", flush=True)
-        venv.create(ENVIRONMENT, with_pip=True, clear=True)
-        options = ["--quiet", "--disable-pip-version-check"]
-        command = [str(python), "-m", "pip", "install", *options, "-r", str(REQUIREMENTS)]
-        subprocess.run(command, check=True)
-        _STAMP.write_text(wanted)
-    return python
 
 
 class TorchTurns:
@@ -96,7 +80,7 @@ def torch_turns(threads: int, device: str, python: Path | None) -> Iterator[Torc
     """
     # Its threads wait as PyTorch lets them wait: set to sleep, they would slow small calls.
     counts = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    chosen = str(python or environment())
+    chosen = str(python or environment("bench-torch", REQUIREMENTS))
     command = [chosen, "-m", "benchmarks.torch_worker", str(threads), device]
     process = subprocess.Popen(
         command,
@@ -110,7 +94,3 @@ def torch_turns(threads: int, device: str, python: Path | None) -> Iterator[Torc
     # Leaving closes its input, which ends it, and waits for it.
     with process, tempfile.TemporaryDirectory() as folder:
         yield TorchTurns(asks, answers, Path(folder))
-
-
-if __name__ == "__main__":
-    print(environment(), file=sys.stderr)

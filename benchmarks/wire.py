@@ -8,9 +8,6 @@ and writes ``benchmarks/results/wire.json``. Run by ``make bench-wire``.
 from __future__ import annotations
 
 import argparse
-import os
-import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -21,72 +18,27 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-import orjson
+from typing import Any
 
 from attention_service.resources import cpu_count
-from attention_wire import bodies
 from benchmarks import machine
 from benchmarks.served import free_port, served
+from benchmarks.wire_calls import SHAPES, forms, need_wrk, turn
 from benchmarks.wire_client import client_share
 
-SHAPES = {"tiny": (1, 2, 16, 16), "mid": (1, 8, 128, 64), "big": (1, 8, 512, 64)}
 # Of the floor, in either binary form; of plain FastAPI, in lists.
 _ASKED = {"tiny": 0.65, "mid": 0.8, "big": 0.9}
 _ASKED_OF_LISTS = 3.0
-_SCRIPT = """
-local file = io.open(os.getenv("BODY"), "rb")
-wrk.method, wrk.body = "POST", file:read("*a")
-"""
-_LENGTH = "Inference-Header-Content-Length"
-
-
-class Form(NamedTuple):
-    """A call as wrk sends it."""
-
-    path: str
-    headers: dict[str, str]
-    body: bytes
-
-    def written(self, folder: Path) -> tuple[Path, Path]:
-        """Its body and its script, as files."""
-        body, script = folder / "body", folder / "post.lua"
-        body.write_bytes(self.body)
-        lines = [f'wrk.headers["{name}"] = "{value}"' for name, value in self.headers.items()]
-        script.write_text("\n".join([_SCRIPT, f'wrk.path = "{self.path}"', *lines]))
-        return body, script
-
-
-def _forms(shape: tuple[int, ...]) -> dict[str, Form]:
-    rng = np.random.default_rng(0)
-    fields = {n: rng.standard_normal(shape, np.float32) for n in ("query", "key", "value")}
-    body = bytes(bodies.write(bodies.SAFETENSORS, fields, "request"))
-    inputs = [
-        {
-            "name": name,
-            "shape": shape,
-            "datatype": "FP32",
-            "parameters": {"binary_data_size": array.nbytes},
-        }
-        for name, array in fields.items()
-    ]
-    head = orjson.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}})
-    raw = b"".join(array.tobytes() for array in fields.values())
-    lists = bytes(bodies.write(bodies.JSON, fields, "request"))
-    return {
-        "safetensors": Form("/v1/attention", {"Content-Type": bodies.SAFETENSORS}, body),
-        "inference": Form("/v2/models/sdpa/infer", {_LENGTH: str(len(head))}, head + raw),
-        "lists": Form("/v1/attention", {"Content-Type": bodies.JSON}, lists),
-    }
 
 
 @contextmanager
 def _server(module: str) -> Iterator[int]:
     """Another server of this package, on a free port."""
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", f"benchmarks.{module}", str(port)])
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"benchmarks.{module}", str(port)], stdout=log, stderr=log
+        )
     try:
         while process.poll() is None:
             try:
@@ -100,51 +52,26 @@ def _server(module: str) -> Iterator[int]:
         process.wait(30)
 
 
-def _turn(port: int, form: Form, callers: int, seconds: float) -> float:
-    """Answers a second."""
-    with tempfile.TemporaryDirectory() as folder:
-        body, script = form.written(Path(folder))
-        words = [
-            "wrk",
-            "-t1",
-            f"-c{callers}",
-            f"-d{seconds}s",
-            "--timeout",
-            "60s",
-            "-s",
-            str(script),
-        ]
-        done = subprocess.run(
-            [*words, f"http://127.0.0.1:{port}"],
-            env=os.environ | {"BODY": str(body)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    rate = re.search(r"Requests/sec: +([\d.]+)", done.stdout)
-    if rate is None or "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
-        raise RuntimeError(done.stdout)
-    return float(rate[1])
-
-
 def main() -> None:
     arguments = _arguments()
-    if shutil.which("wrk") is None:
-        sys.exit("wrk is missing: on Debian and Ubuntu, apt-get install wrk")
+    need_wrk()
     head = machine.header(cpu_count(), ("onnxruntime", "numpy", "uvicorn", "fastapi", "httpx"), {})
     nowhere = Path("/nonexistent")
     rows: list[dict[str, Any]] = []
     with served(modules=nowhere) as service:
         with _server("wire_floor") as floor, served(modules=nowhere, log_level="warning") as quiet:
-            among = {
+            among: dict[str, tuple[int, str]] = {
                 "safetensors": (service.port, "safetensors"),
                 "inference": (service.port, "inference"),
                 "safetensors, no access log": (quiet.port, "safetensors"),
             }
             for name in SHAPES:
                 rows += _compared(name, (floor, "safetensors"), among, _ASKED[name], arguments)
-        with _server("wire_fastapi") as plain:
-            among = {"lists": (service.port, "lists")}
+        with _server("wire_fastapi") as plain, _server("wire_floor") as floor:
+            among = {
+                "lists": (service.port, "lists"),
+                "a bare ASGI app": (floor, "lists"),
+            }
             arguments.seconds *= 3  # a large call takes it seconds
             for name in SHAPES:
                 rows += _compared(name, (plain, "lists"), among, _ASKED_OF_LISTS, arguments)
@@ -171,12 +98,12 @@ def _compared(
         asked: of the measure.
         arguments: rounds and seconds.
     """
-    forms = _forms(SHAPES[name])
+    calls = forms(SHAPES[name])
     for callers in (1, 4):
         rounds = []
         for _ in range(arguments.rounds + 1):
             turns = [
-                _turn(port, forms[form], callers, arguments.seconds)
+                turn(port, calls[form], callers, arguments.seconds)
                 for port, form in (measure, *among.values())
             ]
             rounds.append((turns[0], dict(zip(among, turns[1:], strict=True))))

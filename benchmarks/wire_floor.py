@@ -1,6 +1,7 @@
 """The floor: a bare ASGI app that parses the same bytes and runs the same session.
 
-It checks nothing, admits everybody, and knows one dtype and one form. Usage: ``PORT``.
+It checks nothing, admits everybody, and knows one dtype, in safetensors and in lists.
+Usage: ``PORT``.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import sys
 from typing import Any
 
 import numpy as np
+import orjson
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from attention_service.attention.engine import Engine
 from attention_service.attention.graphs import TileSpec
 from attention_service.resources import cpu_count
+from attention_wire import number_lists
 
 Array = np.ndarray[Any, Any]
 SESSION = Engine("cpu", cpu_count()).session(TileSpec("float32", ("output", "weights")))
@@ -45,6 +48,19 @@ def header(tensors: dict[str, Array]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
+def binary(tensors: dict[str, Array]) -> list[Any]:
+    return [header(tensors), *(array.reshape(-1).view(np.uint8).data for array in tensors.values())]
+
+
+def parse_lists(body: bytes) -> dict[str, Array]:
+    members, _ = number_lists.parse(body, {"query", "key", "value"}) or ({}, 0)
+    return members
+
+
+def lists(tensors: dict[str, Array]) -> list[bytes]:
+    return [orjson.dumps(tensors, option=orjson.OPT_SERIALIZE_NUMPY)]
+
+
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "lifespan":
         for event in ("startup", "shutdown"):
@@ -60,18 +76,17 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         message = await receive()
         parts.append(message.get("body", b""))
         more = message.get("more_body", False)
-    given = parse(parts[0] if len(parts) == 1 else b"".join(parts))
+    body = parts[0] if len(parts) == 1 else b"".join(parts)
+    is_json = body.startswith(b"{")
+    given = parse_lists(body) if is_json else parse(body)
     query = given["query"]
     feeds = {name: array.reshape(-1, *array.shape[2:]) for name, array in given.items()}
     feeds["scale"] = np.array(query.shape[-1] ** -0.5, np.float32)
     found = SESSION.run(["output", "weights"], feeds)
     answer = {name: array.reshape(*query.shape[:3], -1) for name, array in found.items()}
-    buffers = [
-        header(answer),
-        *(array.reshape(-1).view(np.uint8).data for array in answer.values()),
-    ]
+    buffers = lists(answer) if is_json else binary(answer)
     headers = [
-        (b"content-type", b"application/x-safetensors"),
+        (b"content-type", b"application/json" if is_json else b"application/x-safetensors"),
         (b"content-length", str(sum(map(len, buffers))).encode()),
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -10,13 +10,13 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 
-_MAPPED_BYTES = 4 * 2**20
-_KEPT_BYTES = 2 * 2**20
+_MAPPED_BYTES = 16 * 2**20
+_KEPT_BYTES = 32 * 2**20
 _ARENAS = 2
 
 
 def give_back_freed() -> bool:
-    """Let the heap keep no more than a few megabytes that are free, in this process.
+    """Let the heap keep no more than some megabytes that are free, in this process.
 
     By default glibc raises both thresholds, to 32 and 64 MiB, as large arrays come and go, and
     what was freed below them stays (mallopt(3)). Setting them ends that: arrays above the first

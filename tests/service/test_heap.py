@@ -23,8 +23,8 @@ large = np.ones(31 * 2**20, np.uint8)
 del large  # by default arrays of up to 31 MiB now go into the heap
 before = resident()
 kept = []
-for _ in range(20):
-    kept += [np.ones(5 * 2**20, np.uint8), np.ones(64 * 2**10, np.uint8)]
+for _ in range(8):
+    kept += [np.ones(20 * 2**20, np.uint8), np.ones(64 * 2**10, np.uint8)]
 del kept[::2]  # the small ones between them stay
 print(resident() - before)
 """

@@ -61,7 +61,7 @@ def parse(raw: bytes, names: Set[str]) -> tuple[dict[str, Any], int] | None:
     return members, lists
 
 
-def outline(raw: bytes, names: Collection[str]) -> bytes:
+def outline(raw: bytes, names: Collection[bytes]) -> bytes:
     """A text without the numbers of these members: of bodies that differ in them it is the same.
 
     The other way round: where two valid texts have one outline, their members of these names
@@ -76,11 +76,17 @@ def outline(raw: bytes, names: Collection[str]) -> bytes:
     """
     if b"\\" in raw:
         return b""
-    pieces = raw.split(b'"')
-    for index in range(1, len(pieces) - 1, 2):  # the strings
-        if pieces[index].decode("latin-1") in names:
-            pieces[index + 1] = pieces[index + 1].translate(None, _NUMBERS)
-    return b'"'.join(pieces)
+    pieces: list[bytes] = []
+    kept = 0  # up to where the text is in the pieces
+    end = -1
+    while (begin := raw.find(b'"', end + 1)) >= 0 and (end := raw.find(b'"', begin + 1)) >= 0:
+        if raw[begin + 1 : end] in names:
+            after = raw.find(b'"', end + 1)
+            after = len(raw) if after < 0 else after
+            pieces += [raw[kept : end + 1], raw[end + 1 : after].translate(None, _NUMBERS)]
+            kept = after
+            end = after - 1
+    return b"".join([*pieces, raw[kept:]])
 
 
 def numbers(raw: bytes, names: Iterable[str]) -> list[Array] | None:

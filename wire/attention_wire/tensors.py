@@ -260,20 +260,32 @@ def to_json(array: Array, tensor_format: TensorFormat) -> object:
     JSON has no numbers for them.
     """
     array = _little_endian(array)
-    array = np.ascontiguousarray(array) if array.ndim else array
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
     if tensor_format == "base64":
         return {
             "dtype": dtype_name(array),
             "shape": list(array.shape),
             "data": binascii.b2a_base64(as_bytes(array), newline=False).decode("ascii"),
         }
-    if dtype_name(array) == "bfloat16":
+    if array.dtype == FLOAT_DTYPES["bfloat16"]:
         array = array.astype(np.float32)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if array.dtype.kind == "f" and not _is_finite(array):
         return _named_non_finite(array)
     if array.size == 0:
         return array.tolist()
     return array if array.ndim else array[()]
+
+
+def _is_finite(array: Array) -> bool:
+    """Whether no number is NaN or infinite."""
+    if array.itemsize >= np.dtype(np.float32).itemsize:
+        # One sum says so of most arrays. It may overflow where no number is infinite.
+        flat = array.reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if math.isfinite(np.dot(flat, flat)):
+                return True
+    return bool(np.isfinite(array).all())
 
 
 def _named_non_finite(array: Array) -> orjson.Fragment:

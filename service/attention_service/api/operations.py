@@ -35,6 +35,7 @@ _LONGEST_LISTS = 64 * 1024
 # Numbers of an answer that are written as text on the event loop.
 _MOST_LISTED = 2**14
 _INPUTS = ("query", "key", "value")
+_NAMES = tuple(name.encode() for name in _INPUTS)
 
 
 class Prepared(NamedTuple):
@@ -148,7 +149,7 @@ class FieldsOperation(Generic[Asked]):
         if len(body.content) > _LONGEST_LISTS:
             return b""
         # No header begins with it, so none is taken for an outline.
-        return b"lists " + number_lists.outline(bytes(body.content), _INPUTS)
+        return b"lists " + number_lists.outline(bytes(body.content), _NAMES)
 
     def layout(self, _: Request, body: RequestBody, call: Answered) -> Layout | None:
         """As an Operation has it."""
