@@ -1,4 +1,4 @@
-"""A service of its own for a measurement: started with variables, watched, ended by its id."""
+"""Servers for a measurement: the service, with variables, and others of this package."""
 
 from __future__ import annotations
 
@@ -83,6 +83,29 @@ def served(*, modules: Path = MODULES, **variables: object) -> Iterator[Served]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@contextmanager
+def server_of(module: str) -> Iterator[int]:
+    """Another server of this package, on a free port."""
+    port = free_port()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"benchmarks.{module}", str(port)], stdout=log, stderr=log
+        )
+    try:
+        while process.poll() is None:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5)
+                break
+            except urllib.error.URLError:
+                time.sleep(0.05)
+        else:
+            raise RuntimeError(f"{module} did not start")
+        yield port
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def free_port() -> int:

@@ -9,47 +9,19 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from attention_service.resources import cpu_count
 from benchmarks import machine
-from benchmarks.served import free_port, served
+from benchmarks.served import served, server_of
 from benchmarks.wire_calls import SHAPES, forms, need_wrk, turn
 from benchmarks.wire_client import client_share
 
 # Of the floor, in either binary form; of plain FastAPI, in lists.
 _ASKED = {"tiny": 0.65, "mid": 0.8, "big": 0.9}
 _ASKED_OF_LISTS = 3.0
-
-
-@contextmanager
-def _server(module: str) -> Iterator[int]:
-    """Another server of this package, on a free port."""
-    port = free_port()
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"benchmarks.{module}", str(port)], stdout=log, stderr=log
-        )
-    try:
-        while process.poll() is None:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5)
-                break
-            except urllib.error.URLError:
-                time.sleep(0.05)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def main() -> None:
@@ -59,7 +31,10 @@ def main() -> None:
     nowhere = Path("/nonexistent")
     rows: list[dict[str, Any]] = []
     with served(modules=nowhere) as service:
-        with _server("wire_floor") as floor, served(modules=nowhere, log_level="warning") as quiet:
+        with (
+            server_of("wire_floor") as floor,
+            served(modules=nowhere, log_level="warning") as quiet,
+        ):
             among: dict[str, tuple[int, str]] = {
                 "safetensors": (service.port, "safetensors"),
                 "inference": (service.port, "inference"),
@@ -67,7 +42,7 @@ def main() -> None:
             }
             for name in SHAPES:
                 rows += _compared(name, (floor, "safetensors"), among, _ASKED[name], arguments)
-        with _server("wire_fastapi") as plain, _server("wire_floor") as floor:
+        with server_of("wire_fastapi") as plain, server_of("wire_floor") as floor:
             among = {
                 "lists": (service.port, "lists"),
                 "a bare ASGI app": (floor, "lists"),

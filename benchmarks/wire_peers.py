@@ -2,8 +2,9 @@
 
 KServe, LitServe, BentoML and Triton (through PyTriton), each in an environment of its own that is
 built here, in its best form: binary where it has one. One server is up at a time; a round starts
-each of them in turn, warms it up and measures it under wrk, with one caller and with four. Prints
-a table and writes ``benchmarks/results/wire_peers.json``. Run by ``make bench-wire``.
+each of them in turn, warms it up and measures it under wrk, with one caller and with four. A bare
+ASGI app takes its turn too, and says how far one could go. Prints a table and writes
+``benchmarks/results/wire_peers.json``. Run by ``make bench-wire``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from attention_service.attention.graphs import TileSpec, build
 from attention_service.resources import cpu_count
 from benchmarks import machine
 from benchmarks.environments import ROOT, environment
-from benchmarks.served import free_port, served
+from benchmarks.served import free_port, served, server_of
 from benchmarks.wire_calls import SHAPES, Form, forms, need_wrk, turn
 
 CALLERS = (1, 4)
@@ -113,7 +114,7 @@ def main() -> None:
     pythons = {
         name: python for name in arguments.peers if (python := _environment(name)) is not None
     }
-    seen: dict[str, list[Rates]] = {name: [] for name in ("service", *pythons)}
+    seen: dict[str, list[Rates]] = {name: [] for name in ("service", "floor", *pythons)}
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "attention.onnx"
         spec = TileSpec("float32", ("output", "weights"))
@@ -121,12 +122,15 @@ def main() -> None:
         for number in range(1, arguments.rounds + 1):
             with served(modules=Path("/nonexistent")) as service:
                 seen["service"].append(_rates(service.port, "safetensors", arguments.seconds))
+            with server_of("wire_floor") as floor:
+                seen["floor"].append(_rates(floor, "safetensors", arguments.seconds))
             for name, python in pythons.items():
                 with _running(python, name, model) as port:
                     seen[name].append(_rates(port, PEERS[name].form, arguments.seconds))
             print(f"round {number} of {arguments.rounds}", file=sys.stderr, flush=True)
-    rows = [row for name in pythons for row in _rows(name, seen["service"], seen[name])]
+    rows = [row for name in pythons for row in _rows(name, seen)]
     report = head | {
+        "floor_a_second": _middles(seen["floor"]),
         "peers": {name: _versions(python) for name, python in pythons.items()},
         "rounds": arguments.rounds,
         "seconds": arguments.seconds,
@@ -163,11 +167,15 @@ def _middles(rounds: list[Rates]) -> dict[str, float]:
     }
 
 
-def _rows(name: str, ours: list[Rates], theirs: list[Rates]) -> Iterator[dict[str, Any]]:
-    """The middle of the rounds' ratios, by shape and number of callers."""
-    for shape, callers in ours[0]:
-        pairs = zip(ours, theirs, strict=True)
-        ratios = [mine[shape, callers] / other[shape, callers] for mine, other in pairs]
+def _rows(name: str, seen: dict[str, list[Rates]]) -> Iterator[dict[str, Any]]:
+    """The middle of the rounds' ratios to a peer, by shape and number of callers."""
+    theirs = seen[name]
+    for shape, callers in theirs[0]:
+
+        def ratios_of(who: str, at: tuple[str, int] = (shape, callers)) -> list[float]:
+            return [mine[at] / other[at] for mine, other in zip(seen[who], theirs, strict=True)]
+
+        ratios, floor = ratios_of("service"), statistics.median(ratios_of("floor"))
         asked, middle = PEERS[name].asked[shape], statistics.median(ratios)
         row = {
             "peer": name,
@@ -176,6 +184,7 @@ def _rows(name: str, ours: list[Rates], theirs: list[Rates]) -> Iterator[dict[st
             "a_second": round(statistics.median(one[shape, callers] for one in theirs), 1),
             "ratio": round(middle, 2),
             "least_and_most": [round(min(ratios), 2), round(max(ratios), 2)],
+            "floor_ratio": round(floor, 2),
             "asked": asked,
             "met": middle >= asked,
         }
