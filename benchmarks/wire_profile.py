@@ -37,6 +37,8 @@ CALLS = {
 CALLERS = 4
 _SAMPLES_A_SECOND = 400
 _MOST_FUNCTIONS = 15
+# Threads that wait for work; those that compute are in ONNX Runtime or numpy.
+_WAITING = ("concurrent/futures/thread.py", "threading.py")
 
 
 def main() -> None:
@@ -52,7 +54,7 @@ def main() -> None:
             turn(service.port, call, CALLERS, 2)
             rate = turn(service.port, call, CALLERS, arguments.seconds)
             stacks = _stacks(profiler, service.process.pid, service.port, call, arguments.seconds)
-            found[name] = {"calls_a_second": rate, **_shares(stacks, 1e6 / rate)}
+            found[name] = {"calls_a_second": rate, **_shares(stacks, rate, arguments.seconds)}
             print(name, json.dumps(found[name], indent=1))
     _write(arguments, found)
 
@@ -73,23 +75,26 @@ def _stacks(profiler: Path, process: int, port: int, call: Form, seconds: int) -
         return stacks
 
 
-def _shares(stacks: Counter[str], microseconds: float) -> dict[str, Any]:
-    """What packages and functions take themselves of a call.
+def _shares(stacks: Counter[str], rate: float, seconds: int) -> dict[str, Any]:
+    """What packages and functions take themselves of a call, in microseconds of one thread.
 
     Args:
         stacks: samples by frames.
-        microseconds: of a call, all threads together.
+        rate: calls a second.
+        seconds: that were sampled.
     """
     packages: Counter[str] = Counter()
     functions: Counter[str] = Counter()
     for frames, count in stacks.items():
         function, _, place = frames.split(";")[-1].rpartition(" (")
         path = place.partition(":")[0]
+        if path.startswith(_WAITING):
+            continue
         packages[_package(path)] += count
         functions[f"{function} ({path})"] += count
-    each = microseconds / stacks.total()
+    each = 1e6 / (_SAMPLES_A_SECOND * seconds * rate)
     return {
-        "microseconds_a_call": round(microseconds, 1),
+        "busy_microseconds": round(packages.total() * each, 1),
         "packages": {name: round(count * each, 1) for name, count in packages.most_common()},
         "functions": {
             name: round(count * each, 1) for name, count in functions.most_common(_MOST_FUNCTIONS)

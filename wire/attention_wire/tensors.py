@@ -302,6 +302,8 @@ def _word(number: float) -> bytes:
 
 def as_bytes(array: Array) -> memoryview:
     """An array's little-endian, row-major bytes, without a copy where it has them."""
+    if _IS_LITTLE and array.dtype == np.float32 and array.size and array.flags.c_contiguous:
+        return array.data.cast("B")  # as below, at a tenth of its price, which small calls feel
     return np.ascontiguousarray(_little_endian(array)).reshape(-1).view(np.uint8).data
 
 

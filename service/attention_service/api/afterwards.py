@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import ParamSpec
 
+from attention_service.logs import together
+
 Told = ParamSpec("Told")
 
 # Nobody who reads a log sees this.
@@ -35,5 +37,6 @@ class Afterwards:
     def finish(self) -> None:
         """Do all that is left."""
         work, self._work = self._work, []
-        for one in work:
-            one()
+        with together():
+            for one in work:
+                one()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from itertools import count
 from time import perf_counter, time
 
 from starlette.datastructures import MutableHeaders
@@ -35,13 +36,16 @@ class Envelope:
         self._app = app
         self._lifecycle = lifecycle
         self._afterwards = afterwards
+        # Ids have to differ, not to be secret: random bytes for each take a system call.
+        self._ids = os.urandom(8).hex()
+        self._numbers = count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        request_id = _given_id(scope) or f"{self._ids}{next(self._numbers):016x}"
         scope.setdefault("state", {})["request_id"] = request_id
         name_request(request_id, scope["query_string"])
         added = ((b"x-request-id", request_id.encode()), *security_headers(own_path(scope)))
@@ -66,11 +70,11 @@ class Envelope:
                 self._afterwards.do(_log, level, scope, status, duration, time(), trace)
 
 
-def _request_id(scope: Scope) -> str:
+def _given_id(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")
-    return os.urandom(16).hex()
+    return None
 
 
 def _log(

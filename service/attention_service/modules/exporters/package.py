@@ -17,7 +17,7 @@ from typing import TypeAlias
 import onnx
 from pydantic import ValidationError
 
-from attention_service.modules.exporters import bert, multi_head
+from attention_service.modules.exporters import bert, distilbert, multi_head, roberta
 from attention_service.modules.exporters.errors import ExportError
 from attention_service.modules.exporters.family import Built, Family
 from attention_service.modules.exporters.source import Source, is_local, locate, read
@@ -33,7 +33,12 @@ from attention_service.modules.manifest import (
 Progress: TypeAlias = Callable[[str, float], None]
 
 # A new family is a file beside bert.py and an entry here; the first that matches is taken.
-FAMILIES: tuple[Family, ...] = (bert.FAMILY, multi_head.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    bert.FAMILY,
+    roberta.FAMILY,
+    distilbert.FAMILY,
+    multi_head.FAMILY,
+)
 
 LICENSE_FILE = "LICENSE"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

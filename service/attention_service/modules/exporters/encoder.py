@@ -1,0 +1,241 @@
+"""Encoders of BERT's kind: norms after the residuals, learned positions, all tokens see all.
+
+The architecture is that of https://arxiv.org/abs/1810.04805. Families differ in what their
+configurations and tensors are called and in how they count positions. What comes after the last
+hidden state (pooler, heads) is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from attention_service.modules.exporters import blocks
+from attention_service.modules.exporters.blocks import FLOAT, INT64, Attended, Graph, Linear, Norm
+from attention_service.modules.exporters.family import Built
+from attention_service.modules.exporters.weights import Parameter, Weights
+from attention_service.modules.manifest import Manifest, Outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """An encoder in numbers.
+
+    Attributes:
+        vocabulary: ids that the word embeddings hold.
+        width: of a hidden state.
+        layers: encoder layers.
+        heads: of each layer.
+        inner: width inside of the feed-forward networks.
+        positions: rows of the table of positions.
+        first_position: the row of the first token.
+        segments: rows of the table of segments; 0 where there is none.
+        activation: of the feed-forward networks, as configurations name it.
+        epsilon: of the layer norms.
+    """
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    inner: int
+    positions: int
+    first_position: int
+    segments: int
+    activation: str
+    epsilon: float
+
+    @property
+    def head_size(self) -> int:
+        """The width of one head."""
+        return self.width // self.heads
+
+    @property
+    def longest(self) -> int:
+        """Tokens that have a position."""
+        return self.positions - self.first_position
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a family calls its tensors, but for ``.weight`` and ``.bias``.
+
+    Attributes:
+        prefix: of all of them inside a model for a task; a model alone may have bare names.
+        words: the embeddings of tokens.
+        positions: those of positions.
+        segments: those of segments; unused where there are none.
+        norm: the embeddings' layer norm.
+        layer: what the names of a layer begin with, ``{}`` standing for its number.
+        query: the projection, and so on.
+        key: as above.
+        value: as above.
+        merged: the projection of the merged heads.
+        attention_norm: the layer norm after attention.
+        widened: into the feed-forward network.
+        narrowed: out of it.
+        layer_norm: the layer norm after it.
+    """
+
+    prefix: str
+    words: str = "embeddings.word_embeddings"
+    positions: str = "embeddings.position_embeddings"
+    segments: str = "embeddings.token_type_embeddings"
+    norm: str = "embeddings.LayerNorm"
+    layer: str = "encoder.layer.{}"
+    query: str = "attention.self.query"
+    key: str = "attention.self.key"
+    value: str = "attention.self.value"
+    merged: str = "attention.output.dense"
+    attention_norm: str = "attention.output.LayerNorm"
+    widened: str = "intermediate.dense"
+    narrowed: str = "output.dense"
+    layer_norm: str = "output.LayerNorm"
+
+
+def build(name: str, sizes: Sizes, names: Names, weights: Weights) -> Built:
+    """The text module of an encoder.
+
+    Args:
+        name: of the graph.
+        sizes: of the encoder.
+        names: of its tensors.
+        weights: they.
+
+    Raises:
+        ExportError: a tensor is missing or has another shape, or the activation is not known.
+    """
+    outputs = [f"weights.{layer}" for layer in range(sizes.layers)]
+    manifest = Manifest(
+        kind="text",
+        num_heads=sizes.heads,
+        num_layers=sizes.layers,
+        embed_dim=sizes.width,
+        key_dim=sizes.width,
+        value_dim=sizes.width,
+        head_dim=sizes.head_size,
+        max_length=sizes.longest,
+        outputs=Outputs(output="output", weights=outputs),
+        files={},
+    )
+    return Built(_Encoder(name, sizes, names, weights).graph(outputs).model(), manifest)
+
+
+class _Encoder:
+    """Builds the graph of one model; the methods go from the tokens up."""
+
+    def __init__(self, name: str, sizes: Sizes, names: Names, weights: Weights) -> None:
+        self._sizes = sizes
+        self._names = names
+        self._weights = weights
+        is_prefixed = f"{names.prefix}{names.words}.weight" in weights
+        self._prefix = names.prefix if is_prefixed else ""
+        self._graph = Graph(name)
+
+    def graph(self, weights_names: list[str]) -> Graph:
+        """The whole graph: three inputs, the last hidden state, and the weights by layer."""
+        graph, sizes = self._graph, self._sizes
+        tokens = [
+            graph.input(name, INT64, ["batch", "length"])
+            for name in ("input_ids", "attention_mask", "token_type_ids")
+        ]
+        hidden = self._embeddings(tokens[0], tokens[2])
+        bias = blocks.padding_bias(graph, tokens[1], "padding_bias")
+        for layer, weights in enumerate(weights_names):
+            last = layer == len(weights_names) - 1
+            name = "output" if last else f"layer.{layer}.output"
+            hidden = self._layer(layer, hidden, bias, weights, name)
+        graph.output(hidden, FLOAT, ["batch", "length", sizes.width])
+        for weights in weights_names:
+            graph.output(weights, FLOAT, ["batch", sizes.heads, "length", "keys"])
+        return graph
+
+    def _embeddings(self, input_ids: str, token_type_ids: str) -> str:
+        """The layer norm of the sum of word, segment and position: ``[B,L,E]``."""
+        graph, sizes, names = self._graph, self._sizes, self._names
+        word = self._table("word", names.words, sizes.vocabulary)
+        total = graph.node("Gather", word, input_ids, name="embeddings.words")
+        if sizes.segments:
+            segment = self._table("token_type", names.segments, sizes.segments)
+            segments = graph.node("Gather", segment, token_type_ids, name="embeddings.segments")
+            total = graph.node("Add", total, segments, name="embeddings.words_and_segments")
+        position = self._table("position", names.positions, sizes.positions)
+        length = graph.node("Shape", input_ids, name="embeddings.length", start=1, end=2)
+        # The slice goes along the first axis: the table is [positions,E].
+        axis = graph.constant("first_axis", np.array([0], np.int64))
+        first = graph.constant("first_position", np.array([sizes.first_position], np.int64))
+        end = graph.node("Add", length, first, name="embeddings.end")
+        positions = graph.node("Slice", position, first, end, axis, name="embeddings.positions")
+        total = graph.node("Add", total, positions, name="embeddings.sum")
+        return self._norm(names.norm, total, "embeddings.output")
+
+    def _layer(self, layer: int, x: str, bias: str, weights: str, name: str) -> str:
+        """One encoder layer: ``[B,L,E]`` → ``[B,L,E]``."""
+        graph, sizes, names = self._graph, self._sizes, self._names
+        theirs, ours = names.layer.format(layer), f"layer.{layer}"
+        width, inner = sizes.width, sizes.inner
+        context = self._attention(layer, x, bias, weights)
+
+        merged = self._linear(f"{theirs}.{names.merged}", context, f"{ours}.attention.output.dense")
+        residual = graph.node("Add", merged, x, name=f"{ours}.attention.residual")
+        middle = self._norm(f"{theirs}.{names.attention_norm}", residual, f"{ours}.middle")
+
+        wide = self._linear(
+            f"{theirs}.{names.widened}", middle, f"{ours}.intermediate.dense", (width, inner)
+        )
+        active = blocks.activation(graph, wide, sizes.activation, f"{ours}.active")
+        narrow = self._linear(
+            f"{theirs}.{names.narrowed}", active, f"{ours}.output.dense", (inner, width)
+        )
+        residual = graph.node("Add", narrow, middle, name=f"{ours}.residual")
+        return self._norm(f"{theirs}.{names.layer_norm}", residual, name)
+
+    def _attention(self, layer: int, x: str, bias: str, weights: str) -> str:
+        """Self-attention: ``[B,L,E]`` → the merged context ``[B,L,E]``."""
+        graph, sizes, names = self._graph, self._sizes, self._names
+        theirs, ours = names.layer.format(layer), f"layer.{layer}.attention"
+        parts = {"query": names.query, "key": names.key, "value": names.value}
+        query, key, value = (
+            blocks.split_heads(
+                graph,
+                self._linear(f"{theirs}.{tensor}", x, f"{ours}.self.{part}"),
+                sizes.heads,
+                sizes.head_size,
+                f"{ours}.{part}_heads",
+            )
+            for part, tensor in parts.items()
+        )
+        attended = blocks.attention(
+            graph,
+            (query, key, value),
+            scale=graph.constant("scale", np.array(1 / math.sqrt(sizes.head_size), np.float32)),
+            bias=bias,
+            name=f"{ours}.",
+            names=Attended(f"{ours}.context", weights),
+        )
+        return blocks.merge_heads(graph, attended.context, sizes.width, f"{ours}.merged")
+
+    # --- Parameters ---
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> Parameter:
+        return self._weights.take(f"{self._prefix}{name}", shape)
+
+    def _table(self, kind: str, name: str, count: int) -> str:
+        array = self._take(f"{name}.weight", (count, self._sizes.width))
+        return self._graph.constant(f"embeddings.{kind}_embeddings", array)
+
+    def _linear(self, theirs: str, x: str, name: str, sizes: tuple[int, int] | None = None) -> str:
+        size_in, size_out = sizes or (self._sizes.width, self._sizes.width)
+        weight = self._take(f"{theirs}.weight", (size_out, size_in))
+        bias = self._take(f"{theirs}.bias", (size_out,))
+        return blocks.linear(self._graph, x, Linear(weight, bias), name)
+
+    def _norm(self, theirs: str, x: str, name: str) -> str:
+        # Checkpoints converted from TensorFlow say gamma and beta.
+        legacy = f"{self._prefix}{theirs}.gamma" in self._weights
+        width = (self._sizes.width,)
+        scale, shift = ("gamma", "beta") if legacy else ("weight", "bias")
+        norm = Norm(self._take(f"{theirs}.{scale}", width), self._take(f"{theirs}.{shift}", width))
+        return blocks.layer_norm(self._graph, x, norm, self._sizes.epsilon, name)

@@ -1,0 +1,131 @@
+"""Exported models of every family against what transformers computes for them.
+
+The models are tiny and random; ``goldens/record_families.py`` makes them and their values.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+
+from attention_service.modules.exporters import ExportError, export
+from attention_service.modules.manifest import MODEL_FILE
+from attention_service.settings import Settings
+from attention_wire import bodies
+from tests.conftest import RunningService
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "families"
+FAMILIES = sorted(folder.name for folder in GOLDENS.iterdir())
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("families")
+    for name in FAMILIES:
+        export(GOLDENS / name, name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def http(
+    folder: Path, start_service: Callable[[Settings], RunningService]
+) -> Iterator[httpx.Client]:
+    url = start_service(Settings(modules=folder, provider="cpu", threads=2)).url
+    with httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+def results(http: httpx.Client, fields: dict[str, Any]) -> list[dict[str, Any]]:
+    body = bodies.write(bodies.SAFETENSORS, fields, "request")
+    headers = {"Content-Type": body.media_type}
+    answer = http.post("/v1/text/attention", content=bytes(body), headers=headers)
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = bodies.read(
+        bodies.SAFETENSORS, answer.content, "response"
+    ).values["results"]
+    return found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_texts_match_transformers(http: httpx.Client, name: str) -> None:
+    arrays = np.load(GOLDENS / name / "golden.npz")
+    cases = json.loads((GOLDENS / name / "golden.json").read_text())["cases"]
+    assert max(len(case["token_ids"]) for case in cases) > 20
+    for index, case in enumerate(cases):
+        given = {field: case[field] for field in ("text", "text_pair") if case[field] is not None}
+        (result,) = results(http, {**given, "module": name})
+        assert result["token_ids"] == case["token_ids"]
+        for part in ("output", "weights"):
+            expected = arrays[f"{index}.{part}"]
+            assert result[part].shape == expected.shape
+            np.testing.assert_allclose(result[part], expected, rtol=0, atol=TOLERANCE)
+        # Or any weights would do.
+        assert result["weights"].max() > 0.5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_text_gives_the_same_alone_and_among_others(http: httpx.Client, name: str) -> None:
+    cases = json.loads((GOLDENS / name / "golden.json").read_text())["cases"]
+    texts = [case["text"] for case in cases]
+    together = results(http, {"text": texts, "module": name})
+    for text, result in zip(texts, together, strict=True):
+        (alone,) = results(http, {"text": text, "module": name})
+        for part in ("output", "weights"):
+            np.testing.assert_allclose(result[part], alone[part], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_graph_is_valid_and_tells_no_path(folder: Path, name: str) -> None:
+    path = folder / name / MODEL_FILE
+    onnx.checker.check_model(str(path), full_check=True)
+    assert str(Path.home()).encode() not in path.read_bytes()
+    assert str(GOLDENS).encode() not in path.read_bytes()
+
+
+def changed(tmp_path: Path, name: str, **fields: Any) -> Path:
+    folder = tmp_path / name
+    shutil.copytree(GOLDENS / name, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "words"),
+    [
+        ("distilbert", {"n_heads": 5}, ["dim 24", "n_heads 5"]),
+        ("distilbert", {"dim": None}, ["dim"]),
+        ("distilbert", {"vocab_size": 20}, ["vocab_size 20"]),
+        ("distilbert", {"n_layers": 4}, ["transformer.layer.3.attention.q_lin.weight"]),
+        ("roberta", {"vocab_size": 20}, ["vocab_size 20"]),
+        ("xlm-roberta", {"vocab_size": 20}, ["vocab_size 20"]),
+        ("roberta", {"is_decoder": True}, ["is_decoder"]),
+        ("roberta", {"pad_token_id": 97}, ["max_position_embeddings 98", "pad_token_id 97"]),
+        ("roberta", {"model_type": "gpt5"}, ["'gpt5'", "RoBERTa", "DistilBERT", "BERT"]),
+    ],
+)
+def test_what_cannot_be_built_is_refused(
+    tmp_path: Path, name: str, fields: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(ExportError) as error:
+        export(changed(tmp_path, name, **fields), "tiny", tmp_path / "modules")
+    assert not list((tmp_path / "modules").glob("*")), "a refused export leaves nothing"
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize("name", ["roberta", "xlm-roberta"])
+def test_positions_end_where_the_table_does(http: httpx.Client, name: str) -> None:
+    info = http.get(f"/v1/modules/{name}").json()
+    assert info["max_length"] == 96  # of 98 rows, the first for what follows the padding's
+    answer = http.post("/v1/text/attention", json={"text": "a " * 200, "module": name})
+    assert answer.status_code == 422
+    assert "takes 96" in answer.text
