@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import re
 import signal
 import socket
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -131,3 +134,36 @@ def test_the_caller_is_the_name_of_its_key(environment: dict[str, str], tmp_path
     assert told == [(200, "someone"), (401, "127.0.0.1")]
     assert SECRET not in served.log
     assert digest not in served.log
+
+
+TOGETHER = """
+import io, logging, sys, threading
+from attention_service import logs
+
+class Pieces(io.StringIO):
+    written = []
+    def write(self, text):
+        self.written.append(text)
+
+sys.stderr = Pieces()
+logs.configure("info", "text")
+logger = logging.getLogger("a")
+other = threading.Thread(target=logger.info, args=("of another thread",))
+with logs.together():
+    logger.info("one")
+    other.start()
+    other.join(0.2)
+    logger.warning("two")
+    assert not Pieces.written, Pieces.written
+other.join()
+logger.info("three")
+print([[line.split(": ")[1] for line in piece.splitlines()] for piece in Pieces.written])
+"""
+
+
+def test_lines_that_are_held_are_written_in_one_piece() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TOGETHER], capture_output=True, text=True, check=True
+    )
+    pieces = [piece for piece in ast.literal_eval(done.stdout) if piece]
+    assert pieces == [["one", "two"], ["of another thread"], ["three"]]
