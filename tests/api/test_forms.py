@@ -264,6 +264,14 @@ def test_options_are_told_apart(http: httpx.Client, options: list[dict[str, Any]
             assert post_text(http, turned).json() == first
 
 
+def test_options_are_told_apart_behind_escapes(http: httpx.Client) -> None:
+    answers = []
+    for scale in (0.5, 1.5, 0.5):
+        text = json.dumps(GOOD | {"scale": scale}).replace('"value"', '"val\\u0075e"')
+        answers.append(post_text(http, text).json())
+    assert answers[0] == answers[2] != answers[1]
+
+
 def test_a_list_of_a_known_form_is_answered_by_it(engine: Engine) -> None:
     operation = FieldsOperation(
         "/v1/attention",

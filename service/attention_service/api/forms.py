@@ -22,7 +22,7 @@ from attention_wire.tensors import Buffer
 
 _MOST_FORMS = 256
 # A longer one holds options that few calls share.
-LONGEST_KEY = 4096
+_LONGEST_KEY = 4096
 _INPUTS = {"query", "key", "value"}
 
 
@@ -81,7 +81,7 @@ class Forms:
             layout_of: tells the layout of its body and answer, if they have one; asked only of
                 a call that can have a form.
         """
-        if len(key) > LONGEST_KEY or not isinstance(job, AttentionJob) or not Compiled.takes(job):
+        if len(key) > _LONGEST_KEY or not isinstance(job, AttentionJob) or not Compiled.takes(job):
             return
         layout = layout_of()
         if layout is None or set(layout.numbers.parts) != _INPUTS:

@@ -148,8 +148,9 @@ class FieldsOperation(Generic[Asked]):
             return safetensors.header(memoryview(body.content))
         if len(body.content) > _LONGEST_LISTS:
             return b""
+        outline = number_lists.outline(bytes(body.content), _NAMES)
         # No header begins with it, so none is taken for an outline.
-        return b"lists " + number_lists.outline(bytes(body.content), _NAMES)
+        return b"lists " + outline if outline else b""
 
     def layout(self, _: Request, body: RequestBody, call: Answered) -> Layout | None:
         """As an Operation has it."""
