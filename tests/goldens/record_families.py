@@ -75,6 +75,13 @@ def byte_level() -> Tokenizer:
     return tokenizer
 
 
+def gpt2_tokenizer() -> Tokenizer:
+    """GPT-2's: as RoBERTa's, without special tokens around a text."""
+    tokenizer = byte_level()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    return tokenizer
+
+
 def unigram() -> Tokenizer:
     """XLM-R's tokenizer."""
     tokenizer = Tokenizer(models.Unigram())
@@ -118,7 +125,13 @@ FAMILIES: dict[str, tuple[Callable[[], Tokenizer], dict[str, Any]]] = {
             "max_position_embeddings": LONGEST,
         },
     ),
+    "gpt2": (
+        gpt2_tokenizer,
+        {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": LONGEST},
+    ),
 }
+# Families whose models take which of a pair a token is of.
+WITH_SEGMENTS = ("bert",)
 
 
 def make(name: str, tokenizer: Tokenizer, fields: dict[str, Any]) -> PreTrainedModel:
@@ -154,7 +167,7 @@ def record(name: str, folder: Path) -> None:
         encoding = tokenizer.encode(text, pair)
         given = {"input_ids": torch.tensor([encoding.ids])}
         given["attention_mask"] = torch.ones_like(given["input_ids"])
-        if fields.get("type_vocab_size", 2) > 1 and name != "distilbert":
+        if name in WITH_SEGMENTS:
             given["token_type_ids"] = torch.tensor([encoding.type_ids])
         with torch.no_grad():
             found = model(**given, output_attentions=True)

@@ -343,7 +343,7 @@ def refusal(folder: Path, tmp_path: Path, **options: Any) -> str:
         ({"vocab_size": "many"}, ["vocab_size"]),
         ({"num_hidden_layers": 0}, ["num_hidden_layers"]),
         ({"vocab_size": 10}, ["ids up to 10", "vocab_size 10"]),
-        ({"model_type": "gpt2"}, ["'gpt2'", "BERT", "MultiheadAttention"]),
+        ({"model_type": "gpt7"}, ["'gpt7'", "BERT", "MultiheadAttention"]),
     ],
     ids=str,
 )

@@ -5,8 +5,11 @@ The models are tiny and random; ``goldens/record_families.py`` makes them and th
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,11 @@ import httpx
 import numpy as np
 import onnx
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from attention_service.modules.exporters import ExportError, export
-from attention_service.modules.manifest import MODEL_FILE
+from attention_service.modules.exporters.source import INDEX_FILE
+from attention_service.modules.manifest import MANIFEST_FILE, MODEL_FILE
 from attention_service.settings import Settings
 from attention_wire import bodies
 from tests.conftest import RunningService
@@ -25,6 +30,7 @@ from tests.conftest import RunningService
 GOLDENS = Path(__file__).parents[1] / "goldens" / "families"
 FAMILIES = sorted(folder.name for folder in GOLDENS.iterdir())
 TOLERANCE = 1e-4
+PART = "model-00002-of-00003.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +116,9 @@ def changed(tmp_path: Path, name: str, **fields: Any) -> Path:
         ("xlm-roberta", {"vocab_size": 20}, ["vocab_size 20"]),
         ("roberta", {"is_decoder": True}, ["is_decoder"]),
         ("roberta", {"pad_token_id": 97}, ["max_position_embeddings 98", "pad_token_id 97"]),
+        ("gpt2", {"n_head": 5}, ["n_embd 24", "n_head 5"]),
+        ("gpt2", {"add_cross_attention": True}, ["add_cross_attention"]),
+        ("gpt2", {"n_positions": 95}, ["wpe.weight", "[95, 24]", "[96, 24]"]),
         ("roberta", {"model_type": "gpt5"}, ["'gpt5'", "RoBERTa", "DistilBERT", "BERT"]),
     ],
 )
@@ -129,3 +138,64 @@ def test_positions_end_where_the_table_does(http: httpx.Client, name: str) -> No
     answer = http.post("/v1/text/attention", json={"text": "a " * 200, "module": name})
     assert answer.status_code == 422
     assert "takes 96" in answer.text
+
+
+# --- Weights in several files ------------------------------------------------------------------
+
+
+def in_parts(tmp_path: Path) -> Path:
+    """A model as transformers saves it in parts: an index, and files that it names."""
+    folder = changed(tmp_path, "distilbert")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = [f"model-{part:05}-of-00003.safetensors" for part in (1, 2, 3)]
+    where = {tensor: names[index % 3] for index, tensor in enumerate(tensors)}
+    for name in names:
+        save_file({t: a for t, a in tensors.items() if where[t] == name}, folder / name)
+    index = {"metadata": {"total_size": 1}, "weight_map": where}
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+    return folder
+
+
+def test_weights_in_several_files_are_one_model(tmp_path: Path, folder: Path) -> None:
+    source = in_parts(tmp_path)
+    made = export(source, "parts", tmp_path / "modules")
+    assert (made / MODEL_FILE).read_bytes() == (folder / "distilbert" / MODEL_FILE).read_bytes()
+    checksum = json.loads((made / MANIFEST_FILE).read_text())["source_sha256"]
+    sums = subprocess.run(
+        ["sha256sum", *sorted(path.name for path in source.glob("*.safetensors"))],
+        cwd=source, capture_output=True, check=True,
+    ).stdout  # fmt: skip
+    assert checksum == hashlib.sha256(sums).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: folder.joinpath(PART).unlink(), [PART, "missing"]),
+        (lambda folder: folder.joinpath(INDEX_FILE).unlink(), ["3 safetensors files", INDEX_FILE]),
+        (lambda folder: folder.joinpath(INDEX_FILE).write_text("{"), ["no JSON"]),
+        (lambda folder: folder.joinpath(INDEX_FILE).write_text("{}"), ["weight_map"]),
+        (
+            lambda folder: folder.joinpath(INDEX_FILE).write_text(
+                json.dumps({"weight_map": {"a": "../model.safetensors"}})
+            ),
+            ["'../model.safetensors'"],
+        ),
+        (
+            lambda folder: shutil.copy(folder / PART, folder / PART.replace("2-of", "1-of")),
+            ["as another file does"],
+        ),
+        (lambda folder: save_file({}, folder / PART), ["hold no tensor"]),
+        (lambda folder: os.truncate(folder / PART, 300), [PART, "no readable safetensors"]),
+    ],
+)
+def test_parts_that_are_not_whole_are_refused(
+    tmp_path: Path, spoil: Callable[[Path], object], words: list[str]
+) -> None:
+    source = in_parts(tmp_path)
+    spoil(source)
+    with pytest.raises(ExportError) as error:
+        export(source, "parts", tmp_path / "modules")
+    assert not list((tmp_path / "modules").glob("*")), "a refused export leaves nothing"
+    assert all(word in str(error.value) for word in words), str(error.value)

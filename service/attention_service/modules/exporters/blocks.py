@@ -263,10 +263,37 @@ def _guarded_softmax(graph: Graph, scores: str, bias: str, name: str, weights: s
 
 def padding_bias(graph: Graph, attention_mask: str, name: str) -> str:
     """An int64 mask ``[B,S]`` of 1 and 0 → a bias ``[B,1,1,S]`` of 0 and −inf."""
+    spread = _spread(graph, attention_mask, name)
+    return graph.node("Where", spread, _zero(graph), _minus_infinity(graph), name=name)
+
+
+def causal_bias(graph: Graph, attention_mask: str, name: str) -> str:
+    """As above, and no row sees a key after it: a bias ``[B,1,L,L]``."""
+    spread = _spread(graph, attention_mask, name)
+    length = graph.node("Shape", attention_mask, name=f"{name}.length", start=1, end=2)
+    square = graph.node("Concat", length, length, name=f"{name}.square", axis=0)
+    one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+    ones = graph.node("ConstantOfShape", square, name=f"{name}.ones", value=one)
+    earlier = graph.node("Trilu", ones, name=f"{name}.earlier", upper=0)
+    allowed = graph.node("Cast", earlier, name=f"{name}.rows", to=TensorProto.BOOL)
+    both = graph.node("And", spread, allowed, name=f"{name}.both")
+    return graph.node("Where", both, _zero(graph), _minus_infinity(graph), name=name)
+
+
+def _spread(graph: Graph, attention_mask: str, name: str) -> str:
+    """An int64 mask ``[B,S]`` → a bool one ``[B,1,1,S]``."""
     axes = graph.constant("head_and_row_axes", np.array([1, 2], np.int64))
     allowed = graph.node("Cast", attention_mask, name=f"{name}.allowed", to=TensorProto.BOOL)
-    spread = graph.node("Unsqueeze", allowed, axes, name=f"{name}.spread")
-    return graph.node("Where", spread, _zero(graph), _minus_infinity(graph), name=name)
+    return graph.node("Unsqueeze", allowed, axes, name=f"{name}.spread")
+
+
+def positions(graph: Graph, table: str, input_ids: str, *, first: int) -> str:
+    """The rows of a table ``[positions,E]`` from ``first``, one for each token: ``[L,E]``."""
+    length = graph.node("Shape", input_ids, name="embeddings.length", start=1, end=2)
+    axis = graph.constant("first_axis", np.array([0], np.int64))
+    begin = graph.constant("first_position", np.array([first], np.int64))
+    end = graph.node("Add", length, begin, name="embeddings.end")
+    return graph.node("Slice", table, begin, end, axis, name="embeddings.positions")
 
 
 def _zero(graph: Graph) -> str:

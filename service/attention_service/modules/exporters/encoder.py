@@ -161,13 +161,8 @@ class _Encoder:
             segment = self._table("token_type", names.segments, sizes.segments)
             segments = graph.node("Gather", segment, token_type_ids, name="embeddings.segments")
             total = graph.node("Add", total, segments, name="embeddings.words_and_segments")
-        position = self._table("position", names.positions, sizes.positions)
-        length = graph.node("Shape", input_ids, name="embeddings.length", start=1, end=2)
-        # The slice goes along the first axis: the table is [positions,E].
-        axis = graph.constant("first_axis", np.array([0], np.int64))
-        first = graph.constant("first_position", np.array([sizes.first_position], np.int64))
-        end = graph.node("Add", length, first, name="embeddings.end")
-        positions = graph.node("Slice", position, first, end, axis, name="embeddings.positions")
+        table = self._table("position", names.positions, sizes.positions)
+        positions = blocks.positions(graph, table, input_ids, first=sizes.first_position)
         total = graph.node("Add", total, positions, name="embeddings.sum")
         return self._norm(names.norm, total, "embeddings.output")
 

@@ -6,6 +6,7 @@ old one or the new one, and never files that are still being written.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import shutil
@@ -17,7 +18,7 @@ from typing import TypeAlias
 import onnx
 from pydantic import ValidationError
 
-from attention_service.modules.exporters import bert, distilbert, multi_head, roberta
+from attention_service.modules.exporters import bert, distilbert, gpt2, multi_head, roberta
 from attention_service.modules.exporters.errors import ExportError
 from attention_service.modules.exporters.family import Built, Family
 from attention_service.modules.exporters.source import Source, is_local, locate, read
@@ -37,6 +38,7 @@ FAMILIES: tuple[Family, ...] = (
     bert.FAMILY,
     roberta.FAMILY,
     distilbert.FAMILY,
+    gpt2.FAMILY,
     multi_head.FAMILY,
 )
 
@@ -70,7 +72,8 @@ def export(
         num_heads: for the state dict of ``torch.nn.MultiheadAttention``, which lacks it.
         license: SPDX identifier, where the source does not say or says it wrongly.
         origin: what the manifest gives as the source, where the path alone tells little.
-        expected_sha256: the checksum that the weights' file must have.
+        expected_sha256: the checksum that the weights' file must have; of several files that
+            of the lines that ``sha256sum`` writes of them, by name.
         force: replace a module of that name.
         progress: called with a stage in words and the fraction that is done, 0 to 1.
 
@@ -85,8 +88,8 @@ def export(
         progress("reading the source" if is_local(source) else "downloading the weights", 0.0)
         files = read(*locate(source))
         progress("checking the weights' checksum", 0.3)
-        checksum = sha256(files.weights_file)
-        _check_sum(files.weights_file, checksum, expected_sha256)
+        checksum = _checksum(files.weights_files)
+        _check_sum(files.label, checksum, expected_sha256)
         progress("building the graph", 0.4)
         built = _build(files, num_heads)
         facts = {
@@ -123,15 +126,22 @@ def _exists(target: Path) -> ExportError:
     return ExportError(f"there is a module {target} already; force replaces it")
 
 
-def _check_sum(path: Path, found: str, expected: str | None) -> None:
+def _checksum(files: tuple[Path, ...]) -> str:
+    if len(files) == 1:
+        return sha256(files[0])
+    lines = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _check_sum(label: str, found: str, expected: str | None) -> None:
     if expected is not None and found != expected.strip().lower():
         raise ExportError(
-            f"{path} is not the expected file: its SHA-256 is {found}, expected was {expected}"
+            f"{label} is not the expected file: its SHA-256 is {found}, expected was {expected}"
         )
 
 
 def _build(source: Source, num_heads: int | None) -> Built:
-    weights = Weights(source.weights_file)
+    weights = Weights(*source.weights_files)
     for family in FAMILIES:
         if family.matches(source, weights):
             return family.build(source, weights, num_heads)

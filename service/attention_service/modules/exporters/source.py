@@ -29,9 +29,10 @@ from attention_service.modules.manifest import TOKENIZER_FILE
 CONFIG_FILE = "config.json"
 README_FILE = "README.md"
 WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"  # of weights in several files
 LICENSE_PATTERN = "LICENSE*"
 
-_WANTED = [CONFIG_FILE, "*.safetensors", TOKENIZER_FILE, LICENSE_PATTERN, README_FILE]
+_WANTED = [CONFIG_FILE, "*.safetensors", INDEX_FILE, TOKENIZER_FILE, LICENSE_PATTERN, README_FILE]
 _IN_FOLDERS = ["*/*"]  # exports of the same weights to other formats, not needed
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?(?:@[^@\s]+)?")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -43,7 +44,7 @@ class Source:
 
     Attributes:
         label: what the manifest says the weights come from.
-        weights_file: the safetensors file.
+        weights_files: the safetensors files, by name.
         config: what ``config.json`` holds, or None where there is none.
         tokenizer_file: ``tokenizer.json``, or None.
         license: the SPDX identifier that the model card gives, or None.
@@ -51,7 +52,7 @@ class Source:
     """
 
     label: str
-    weights_file: Path
+    weights_files: tuple[Path, ...]
     config: dict[str, Any] | None = None
     tokenizer_file: Path | None = None
     license: str | None = None
@@ -95,20 +96,20 @@ def read(path: Path, label: str) -> Source:
     """The files of a model in a folder, or of a weights file alone.
 
     Raises:
-        ExportError: the weights are not one safetensors file, or ``config.json`` is no JSON
-            object.
+        ExportError: the weights are not safetensors, or not whole, or ``config.json`` is no
+            JSON object.
     """
     if not path.is_dir():
         if not path.exists():  # a snapshot of the Hub of which no file was wanted
             raise ExportError(f"{label} holds no safetensors file")
         if path.suffix in _PICKLED:
             raise ExportError(_not_safetensors(path.name))
-        return Source(label, path)
+        return Source(label, (path,))
     tokenizer, config = path / TOKENIZER_FILE, path / CONFIG_FILE
     return Source(
         label=label,
-        weights_file=_weights_file(path),
-        config=_config(config) if config.is_file() else None,
+        weights_files=_weights_files(path),
+        config=_object(config) if config.is_file() else None,
         tokenizer_file=tokenizer if tokenizer.is_file() else None,
         license=_license(path / README_FILE),
         license_files=tuple(sorted(f for f in path.glob(LICENSE_PATTERN) if f.is_file())),
@@ -118,21 +119,38 @@ def read(path: Path, label: str) -> Source:
 # --- Files ---------------------------------------------------------------------------------
 
 
-def _weights_file(folder: Path) -> Path:
+def _weights_files(folder: Path) -> tuple[Path, ...]:
     files = sorted(folder.glob("*.safetensors"))
     if folder / WEIGHTS_FILE in files:
-        return folder / WEIGHTS_FILE
+        return (folder / WEIGHTS_FILE,)
+    if (folder / INDEX_FILE).is_file():
+        return _parts(folder / INDEX_FILE)
     if len(files) == 1:
-        return files[0]
+        return (files[0],)
     if files:
         raise ExportError(
-            f"{folder} holds {len(files)} safetensors files and none is named {WEIGHTS_FILE}: "
-            "weights in several parts are not supported; otherwise name the file itself"
+            f"{folder} holds {len(files)} safetensors files, none is named {WEIGHTS_FILE}, and "
+            f"no {INDEX_FILE} says that they belong together: add it, or name the file itself"
         )
     pickled = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLED)
     if pickled:
         raise ExportError(_not_safetensors(pickled[0]))
     raise ExportError(f"{folder} holds no safetensors file")
+
+
+def _parts(index: Path) -> tuple[Path, ...]:
+    """The files that an index names, as transformers writes it for weights in several files."""
+    names = _object(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ExportError(f'{index} has no "weight_map" from tensors to files')
+    parts = []
+    for name in sorted(set(map(str, names.values()))):
+        if Path(name).name != name:
+            raise ExportError(f"{index} names {name!r}, which is no file beside it")
+        parts.append(index.with_name(name))
+        if not parts[-1].is_file():
+            raise ExportError(f"{name}, which {index.name} names, is missing: copy it too")
+    return tuple(parts)
 
 
 def _not_safetensors(name: str) -> str:
@@ -143,14 +161,14 @@ def _not_safetensors(name: str) -> str:
     )
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _object(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except ValueError as error:
         raise ExportError(f"{path} is no JSON: {error}") from None
-    if not isinstance(config, dict):
+    if not isinstance(value, dict):
         raise ExportError(f"{path} must hold a JSON object")
-    return config
+    return value
 
 
 # --- Licence -------------------------------------------------------------------------------

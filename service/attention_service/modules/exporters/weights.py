@@ -1,4 +1,4 @@
-"""A safetensors file as a source of parameters: shapes checked, values as float32."""
+"""Safetensors files as a source of parameters: shapes checked, values as float32."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import numpy.typing as npt
 from attention_service.modules.exporters.errors import ExportError
 from attention_wire import safetensors
 from attention_wire.problems import ProblemError
-from attention_wire.tensors import FLOAT_DTYPES
+from attention_wire.tensors import FLOAT_DTYPES, Array
 
 Parameter = npt.NDArray[np.float32]
 
 
 class Weights:
-    """The tensors of a checkpoint, mapped from the file and converted as they are taken.
+    """The tensors of a checkpoint, mapped from its files and converted as they are taken.
 
     Args:
-        path: a ``.safetensors`` file.
+        paths: ``.safetensors`` files; each tensor is in one of them.
 
     Raises:
-        ExportError: the file cannot be read as safetensors.
+        ExportError: a file cannot be read as safetensors, or two hold a tensor of one name.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.name
-        try:
-            # Mapped, so that only the tensors that are taken are ever read.
-            self._tensors, _ = safetensors.read(np.memmap(path, np.uint8, mode="r").data)
-        except ProblemError as error:
-            raise ExportError(f"{path} is no readable safetensors file: {error.detail}") from None
-        except ValueError:  # what mapping an empty file raises
-            raise ExportError(f"{path} is empty") from None
+    def __init__(self, *paths: Path) -> None:
+        names = ", ".join(path.name for path in paths)
+        self._files = f"{names} hold{'s' if len(paths) == 1 else ''}"
+        self._tensors: dict[str, Array] = {}
+        for path in paths:
+            found = _mapped(path)
+            if twice := self._tensors.keys() & found.keys():
+                raise ExportError(f"{path.name} holds {min(twice)!r}, as another file does")
+            self._tensors |= found
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -49,7 +49,7 @@ class Weights:
             ExportError: there is no such tensor.
         """
         if name not in self._tensors:
-            raise ExportError(f"{self._file} holds no tensor {name!r}")
+            raise ExportError(f"{self._files} no tensor {name!r}")
         return self._tensors[name].shape
 
     def take(self, name: str, shape: tuple[int, ...]) -> Parameter:
@@ -64,17 +64,27 @@ class Weights:
         """
         if name not in self._tensors:
             raise ExportError(
-                f"{self._file} holds no tensor {name!r} (expected with the shape {list(shape)})"
+                f"{self._files} no tensor {name!r} (expected with the shape {list(shape)})"
             )
         tensor = self._tensors[name]
         if tensor.shape != shape:
             raise ExportError(
-                f"tensor {name!r} of {self._file}: expected the shape {list(shape)}, "
-                f"found {list(tensor.shape)}"
+                f"tensor {name!r}: expected the shape {list(shape)}, found {list(tensor.shape)}"
             )
         if tensor.dtype.name not in FLOAT_DTYPES:
             raise ExportError(
-                f"tensor {name!r} of {self._file}: expected one of {', '.join(FLOAT_DTYPES)}, "
+                f"tensor {name!r}: expected one of {', '.join(FLOAT_DTYPES)}, "
                 f"found {tensor.dtype.name}; quantized weights are not supported"
             )
         return tensor.astype(np.float32, copy=False)
+
+
+def _mapped(path: Path) -> dict[str, Array]:
+    try:
+        # Mapped, so that only the tensors that are taken are ever read.
+        tensors, _ = safetensors.read(np.memmap(path, np.uint8, mode="r").data)
+    except ProblemError as error:
+        raise ExportError(f"{path} is no readable safetensors file: {error.detail}") from None
+    except ValueError:  # what mapping an empty file raises
+        raise ExportError(f"{path} is empty") from None
+    return tensors
