@@ -130,6 +130,37 @@ FAMILIES: dict[str, tuple[Callable[[], Tokenizer], dict[str, Any]]] = {
         {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": LONGEST},
     ),
 }
+LLAMA_FIELDS: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": INNER,
+    "max_position_embeddings": LONGEST,
+}
+ROPE_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 24,
+}
+FAMILIES |= {
+    "llama": (gpt2_tokenizer, LLAMA_FIELDS),
+    "llama-rope3": (gpt2_tokenizer, {**LLAMA_FIELDS, "rope_parameters": ROPE_LLAMA3}),
+    "mistral": (gpt2_tokenizer, {**LLAMA_FIELDS, "sliding_window": 5}),
+    "qwen2": (
+        gpt2_tokenizer,
+        {
+            **LLAMA_FIELDS,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+            "max_window_layers": 1,
+        },
+    ),
+    "qwen3": (gpt2_tokenizer, {**LLAMA_FIELDS, "head_dim": 10}),
+}
 # Families whose models take which of a pair a token is of.
 WITH_SEGMENTS = ("bert",)
 
@@ -139,7 +170,7 @@ def make(name: str, tokenizer: Tokenizer, fields: dict[str, Any]) -> PreTrainedM
     vocabulary = tokenizer.get_vocab_size()
     pad = tokenizer.token_to_id("<pad>")
     fields = {**fields, "vocab_size": vocabulary, "pad_token_id": 0 if pad is None else pad}
-    config = AutoConfig.for_model(name, **fields)
+    config = AutoConfig.for_model(name.partition("-rope")[0], **fields)
     model = AutoModel.from_config(config, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():

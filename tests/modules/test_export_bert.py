@@ -339,7 +339,7 @@ def refusal(folder: Path, tmp_path: Path, **options: Any) -> str:
         ({"position_embedding_type": "relative_key"}, ["position_embedding_type", "relative_key"]),
         ({"is_decoder": True}, ["is_decoder"]),
         ({"num_attention_heads": 5}, ["hidden_size 12", "num_attention_heads 5"]),
-        ({"hidden_act": "silu"}, ["silu", "gelu_new"]),
+        ({"hidden_act": "mish"}, ["mish", "gelu_new", "silu"]),
         ({"vocab_size": "many"}, ["vocab_size"]),
         ({"num_hidden_layers": 0}, ["num_hidden_layers"]),
         ({"vocab_size": 10}, ["ids up to 10", "vocab_size 10"]),

@@ -25,6 +25,8 @@ from attention_wire.tensors import Array
 _RESULT_BYTES = 256
 # Scores of all heads and layers that one run may form for texts that it pads.
 _RUN_BYTES = 6 * 2**20
+# Scores of one layer that a module forms when it is loaded, to be tried.
+_PROBE_BYTES = 2**27
 # What padding may change, of the largest number: kernels round by shape.
 _LIKE = 1e-3
 INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
@@ -69,9 +71,10 @@ class TextModule:
         return self.session.run(outputs, _feeds(texts))
 
     def probe(self) -> Probe:
-        """Run it over its longest text: the shapes that it gives, and those that it should."""
+        """Run it over its longest text, within reason: the shapes that it gives, and those that it should."""
         info = self.info
-        longest = info.max_length or 2
+        # Or as long a text as can be run in some memory, where a model takes very long ones.
+        longest = min(info.max_length or 2, math.isqrt(_PROBE_BYTES // (4 * info.num_heads)))
         self.arrays([self.outputs.output], [self.tokenizer.last_tokens(longest)])
         names = [self.outputs.output, *self.outputs.weights]
         arrays = self.arrays(names, [self.tokenizer.last_tokens(2)])

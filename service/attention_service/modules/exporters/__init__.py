@@ -6,8 +6,9 @@ Each family of models is one file over the building blocks:
 - ``source``: a path or a Hugging Face id → files on this machine, and their licence.
 - ``weights``: a safetensors file as float32 arrays, with the shapes checked.
 - ``family``: what the file of a family offers.
-- ``bert``, ``roberta``, ``distilbert``, ``gpt2``, ``multi_head``: the families.
+- ``bert``, ``roberta``, ``distilbert``, ``gpt2``, ``llama``, ``multi_head``: the families.
 - ``encoder``: the graph that encoders of BERT's kind have in common.
+- ``rotary``: rotary positions.
 - ``configs``: what is checked of a configuration and a tokenizer.
 - ``blocks``: a graph under construction, and the layers that families share.
 """

@@ -109,6 +109,13 @@ class Graph:
         self._nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         return name
 
+    def split(self, x: str, parts: int, *, axis: int, name: str) -> tuple[str, ...]:
+        """Cut a value into equal parts along an axis."""
+        outputs = tuple(f"{name}.{part}" for part in range(parts))
+        node = helper.make_node("Split", [x], outputs, name=name, axis=axis, num_outputs=parts)
+        self._nodes.append(node)
+        return outputs
+
     def choose(self, condition: str, then: Graph, otherwise: Graph, name: str) -> str:
         """Add a choice between two graphs of no input and one output, by a bool scalar.
 
@@ -154,6 +161,18 @@ def layer_norm(graph: Graph, x: str, parameters: Norm, epsilon: float, name: str
     return graph.node("LayerNormalization", x, weight, bias, name=name, axis=-1, epsilon=epsilon)
 
 
+def rms_norm(graph: Graph, x: str, weight: Parameter, epsilon: float, name: str) -> str:
+    """RMS norm over the last axis (https://arxiv.org/abs/1910.07467)."""
+    axis = graph.constant("last_axis", np.array([-1], np.int64))
+    least = graph.constant("rms_epsilon", np.array(epsilon, np.float32))
+    square = graph.node("Mul", x, x, name=f"{name}.square")
+    mean = graph.node("ReduceMean", square, axis, name=f"{name}.mean", keepdims=1)
+    total = graph.node("Add", mean, least, name=f"{name}.total")
+    size = graph.node("Sqrt", total, name=f"{name}.size")
+    unit = graph.node("Div", x, size, name=f"{name}.unit")
+    return graph.node("Mul", unit, graph.constant(f"{name}.weight", weight), name=name)
+
+
 # ``hidden_act`` of a configuration → operator and attributes. The tanh forms are written
 # differently in transformers and are one function (https://arxiv.org/abs/1606.08415).
 ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
@@ -171,10 +190,11 @@ def activation(graph: Graph, x: str, kind: str, name: str) -> str:
     Raises:
         ExportError: it is not known; the message lists those that are.
     """
+    if kind == "silu":
+        return graph.node("Mul", x, graph.node("Sigmoid", x, name=f"{name}.gate"), name=name)
     if kind not in ACTIVATIONS:
-        raise ExportError(
-            f"the activation {kind!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
-        )
+        known = ", ".join((*ACTIVATIONS, "silu"))
+        raise ExportError(f"the activation {kind!r} is not supported; supported are {known}")
     operator, attributes = ACTIVATIONS[kind]
     return graph.node(operator, x, name=name, **attributes)
 
@@ -194,6 +214,26 @@ def split_heads(graph: Graph, x: str, num_heads: int, head_dim: int, name: str) 
     shape = graph.constant(f"split_{num_heads}x{head_dim}", _shape(0, 0, num_heads, head_dim))
     split = graph.node("Reshape", x, shape, name=f"{name}.split")
     return graph.node("Transpose", split, name=name, perm=[0, 2, 1, 3])
+
+
+def repeat_heads(graph: Graph, x: str, sizes: tuple[int, int, int], name: str) -> str:
+    """``[B,H,S,D]`` → ``[B,H·G,S,D]``, each head G times one after the other.
+
+    Args:
+        graph: the graph to add to.
+        x: the heads.
+        sizes: H, G and D.
+        name: of the result.
+    """
+    heads, groups, size = sizes
+    if groups == 1:
+        return x
+    axis = graph.constant("group_axis", np.array([2], np.int64))
+    apart = graph.node("Unsqueeze", x, axis, name=f"{name}.apart")
+    times = graph.constant(f"times_{groups}", _shape(1, 1, groups, 1, 1))
+    repeated = graph.node("Expand", apart, times, name=f"{name}.groups")
+    shape = graph.constant(f"repeat_{heads}x{groups}x{size}", _shape(0, heads * groups, -1, size))
+    return graph.node("Reshape", repeated, shape, name=name)
 
 
 def merge_heads(graph: Graph, x: str, width: int, name: str) -> str:
@@ -263,28 +303,34 @@ def _guarded_softmax(graph: Graph, scores: str, bias: str, name: str, weights: s
 
 def padding_bias(graph: Graph, attention_mask: str, name: str) -> str:
     """An int64 mask ``[B,S]`` of 1 and 0 → a bias ``[B,1,1,S]`` of 0 and −inf."""
-    spread = _spread(graph, attention_mask, name)
+    axes = graph.constant("head_and_row_axes", np.array([1, 2], np.int64))
+    allowed = graph.node("Cast", attention_mask, name=f"{name}.allowed", to=TensorProto.BOOL)
+    spread = graph.node("Unsqueeze", allowed, axes, name=f"{name}.spread")
     return graph.node("Where", spread, _zero(graph), _minus_infinity(graph), name=name)
 
 
-def causal_bias(graph: Graph, attention_mask: str, name: str) -> str:
-    """As above, and no row sees a key after it: a bias ``[B,1,L,L]``."""
-    spread = _spread(graph, attention_mask, name)
-    length = graph.node("Shape", attention_mask, name=f"{name}.length", start=1, end=2)
+def causal_bias(graph: Graph, input_ids: str, name: str, window: int | None = None) -> str:
+    """A bias ``[L,L]`` of 0 and −inf: no row sees a key after it.
+
+    Padding needs no bias beside it: it stands behind the tokens, which therefore never see it,
+    and its own rows see themselves, so that none of them is empty.
+
+    Args:
+        graph: the graph to add to.
+        input_ids: tokens ``[B,L]``.
+        name: of the bias.
+        window: how many keys a row sees, its own included; None for all before it.
+    """
+    length = graph.node("Shape", input_ids, name=f"{name}.length", start=1, end=2)
     square = graph.node("Concat", length, length, name=f"{name}.square", axis=0)
     one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
     ones = graph.node("ConstantOfShape", square, name=f"{name}.ones", value=one)
-    earlier = graph.node("Trilu", ones, name=f"{name}.earlier", upper=0)
-    allowed = graph.node("Cast", earlier, name=f"{name}.rows", to=TensorProto.BOOL)
-    both = graph.node("And", spread, allowed, name=f"{name}.both")
-    return graph.node("Where", both, _zero(graph), _minus_infinity(graph), name=name)
-
-
-def _spread(graph: Graph, attention_mask: str, name: str) -> str:
-    """An int64 mask ``[B,S]`` → a bool one ``[B,1,1,S]``."""
-    axes = graph.constant("head_and_row_axes", np.array([1, 2], np.int64))
-    allowed = graph.node("Cast", attention_mask, name=f"{name}.allowed", to=TensorProto.BOOL)
-    return graph.node("Unsqueeze", allowed, axes, name=f"{name}.spread")
+    seen = graph.node("Trilu", ones, name=f"{name}.earlier", upper=0)
+    if window is not None:
+        first = graph.constant(f"{name}.first", np.array(1 - window, np.int64))
+        seen = graph.node("Trilu", seen, first, name=f"{name}.near", upper=1)
+    allowed = graph.node("Cast", seen, name=f"{name}.allowed", to=TensorProto.BOOL)
+    return graph.node("Where", allowed, _zero(graph), _minus_infinity(graph), name=name)
 
 
 def positions(graph: Graph, table: str, input_ids: str, *, first: int) -> str:

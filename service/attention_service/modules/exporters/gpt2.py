@@ -86,12 +86,12 @@ class _GPT2:
     def graph(self, weights_names: list[str]) -> Graph:
         """The whole graph: three inputs, the last hidden state, and the weights by layer."""
         graph, config = self._graph, self._config
-        ids, mask, _ = (
+        ids, _, _ = (
             graph.input(name, INT64, ["batch", "length"])
             for name in ("input_ids", "attention_mask", "token_type_ids")
         )
         hidden = self._embeddings(ids)
-        bias = blocks.causal_bias(graph, mask, "causal_bias")
+        bias = blocks.causal_bias(graph, ids, "causal_bias")
         for layer, weights in enumerate(weights_names):
             hidden = self._layer(layer, hidden, bias, weights)
         output = self._norm("ln_f", hidden, "output")

@@ -18,7 +18,7 @@ from typing import TypeAlias
 import onnx
 from pydantic import ValidationError
 
-from attention_service.modules.exporters import bert, distilbert, gpt2, multi_head, roberta
+from attention_service.modules.exporters import bert, distilbert, gpt2, llama, multi_head, roberta
 from attention_service.modules.exporters.errors import ExportError
 from attention_service.modules.exporters.family import Built, Family
 from attention_service.modules.exporters.source import Source, is_local, locate, read
@@ -39,6 +39,7 @@ FAMILIES: tuple[Family, ...] = (
     roberta.FAMILY,
     distilbert.FAMILY,
     gpt2.FAMILY,
+    llama.FAMILY,
     multi_head.FAMILY,
 )
 
