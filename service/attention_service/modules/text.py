@@ -71,7 +71,7 @@ class TextModule:
         return self.session.run(outputs, _feeds(texts))
 
     def probe(self) -> Probe:
-        """Run it over its longest text, within reason: the shapes that it gives, and those that it should."""
+        """Run it over a long text: the shapes that it gives, and those that it should."""
         info = self.info
         # Or as long a text as can be run in some memory, where a model takes very long ones.
         longest = min(info.max_length or 2, math.isqrt(_PROBE_BYTES // (4 * info.num_heads)))
