@@ -126,3 +126,19 @@ def test_the_smaller_call_that_is_proposed_fits(engine: Engine) -> None:
         '{"return": {"weights": {"top_k": 8}}} would fit.'
     )
     assert planned.smaller(lambda *_: False) == "Send fewer heads or shorter sequences."
+
+
+def test_fewer_heads_than_a_group_can_be_reduced_under_a_bias(engine: Engine) -> None:
+    rng = np.random.default_rng(0)
+    key = rng.standard_normal((1, 1, 6, 4)).astype(np.float32)
+    mask = rng.random((5, 6)) < 0.7
+    mask[:, 0] = True
+    query = rng.standard_normal((1, 4, 5, 4)).astype(np.float32)
+    wanted = {"output": False, "weights": {"heads": [0, 2], "reduce": "mean"}}
+    fields = {"query": query, "key": key, "value": key, "attn_mask": mask, "return": wanted}
+    answer = AttentionJob.of(AttentionRequest.model_validate(fields), engine).run()
+    scores = np.where(mask, query.astype(np.float64) @ key[0, 0].T / 2, -np.inf)
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    found = answer["weights"]
+    found = found["values"] if isinstance(found, dict) else found
+    np.testing.assert_allclose(np.squeeze(found), weights[0, [0, 2]].mean(0), atol=1e-6)

@@ -125,7 +125,7 @@ class ComputeEndpoint:
         if not form.compiled.is_instant:
             return await self._in_turn(call, partial(self._in_place, form=form), send)
         self._parsed(call)
-        call.watch.lap("queue")
+        _dequeued(call.watch, form)
         written = form.answer(call.body.content)
         await self._of_form(form, written, call).send_all(send)
         return True
@@ -136,13 +136,16 @@ class ComputeEndpoint:
         with HangUp(call.request.receive, call.lifetime):
             # Small calls take nothing out of the budget, so the answer needs no place.
             async with self._admission.place(0, call.caller, is_small=True):
-                call.watch.lap("queue")
+                _dequeued(call.watch, form)
                 written = await self._admission.run(partial(form.answer, call.body.content))
         return self._of_form(form, written, call)
 
     def _of_form(self, form: Form, written: Body, call: _Call) -> Answer:
         """What was computed by a form, as it is sent."""
-        call.watch.lap("compute", lambda: {"attention.provider": form.provider})
+        call.watch.lap(
+            "compute",
+            lambda: {"attention.provider": form.provider, "attention.kernels": form.kernels},
+        )
         return self._finished(written, "sdpa", form.provider, call)
 
     async def _in_turn(
@@ -258,6 +261,11 @@ def _queued(watch: Stopwatch, job: Job, until: float) -> None:
         lambda: {"attention.small": job.is_small, "attention.peak_bytes": job.peak_bytes},
         at=until,
     )
+
+
+def _dequeued(watch: Stopwatch, form: Form) -> None:
+    """The turn of a call of a known form has come: now."""
+    watch.lap("queue", lambda: {"attention.small": True, "attention.peak_bytes": form.peak_bytes})
 
 
 def _described(job: Job, answer: dict[str, Any]) -> Attributes:

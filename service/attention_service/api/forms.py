@@ -34,11 +34,15 @@ class Form:
         layout: of their bodies and answers.
         compiled: computes them.
         provider: which runs them.
+        peak_bytes: that one takes, as it was planned.
+        kernels: that it was planned for.
     """
 
     layout: Layout
     compiled: Compiled
     provider: str
+    peak_bytes: int
+    kernels: tuple[str, ...]
 
     def answer(self, body: Buffer) -> Body:
         """What answers a body that has this form's key.
@@ -86,6 +90,12 @@ class Forms:
         layout = layout_of()
         if layout is None or set(layout.numbers.parts) != _INPUTS:
             return
-        self._known[key] = Form(layout, Compiled(job, self._engine), self._engine.provider)
+        self._known[key] = Form(
+            layout,
+            Compiled(job, self._engine),
+            self._engine.provider,
+            job.peak_bytes,
+            job.kernels,
+        )
         if len(self._known) > _MOST_FORMS:
             self._known.popitem(last=False)

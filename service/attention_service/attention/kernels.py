@@ -176,7 +176,8 @@ def _composed_scratch(call: AttentionCall, step: Step, scores: int) -> int:
     if masking.has_bias:
         # Of each key head, once for all of its query heads; but one head alone needs one.
         groups = call.sizes.groups if step.tile_heads > 1 else 1
-        shared = 1 if masking.bias_has_heads else step.tile_heads // groups
+        is_of_one = masking.bias_has_heads or is_reduced(call, step)
+        shared = 1 if is_of_one else step.tile_heads // groups
         scratch += scores // shared * (2 * itemsize + 2)  # the last, a new one, and two masks
     elif masking.band is not None and "scores" in outputs:
         scratch += scores * itemsize
