@@ -160,9 +160,36 @@ FAMILIES |= {
         },
     ),
     "qwen3": (gpt2_tokenizer, {**LLAMA_FIELDS, "head_dim": 10}),
+    # Its second and third layer see 3 tokens on each side, its first and fourth all.
+    "modernbert": (
+        word_piece,
+        {
+            **BERT_FIELDS,
+            "num_hidden_layers": 4,
+            "max_position_embeddings": LONGEST,
+            "local_attention": 6,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+            "cls_token_id": 2,
+            "sep_token_id": 3,
+        },
+    ),
 }
+MODERNBERT_BIASES = {
+    "num_hidden_layers": 2,
+    "local_attention": 7,  # an odd window, as 6
+    "attention_bias": True,
+    "mlp_bias": True,
+    "norm_bias": True,
+}
+FAMILIES["modernbert-biases"] = (word_piece, {**FAMILIES["modernbert"][1], **MODERNBERT_BIASES})
 # Families whose models take which of a pair a token is of.
 WITH_SEGMENTS = ("bert",)
+
+
+def _model_type(name: str) -> str:
+    """What transformers calls a model: more than one model of a type is recorded."""
+    return name.partition("-rope")[0].removesuffix("-biases")
 
 
 def make(name: str, tokenizer: Tokenizer, fields: dict[str, Any]) -> PreTrainedModel:
@@ -170,7 +197,7 @@ def make(name: str, tokenizer: Tokenizer, fields: dict[str, Any]) -> PreTrainedM
     vocabulary = tokenizer.get_vocab_size()
     pad = tokenizer.token_to_id("<pad>")
     fields = {**fields, "vocab_size": vocabulary, "pad_token_id": 0 if pad is None else pad}
-    config = AutoConfig.for_model(name.partition("-rope")[0], **fields)
+    config = AutoConfig.for_model(_model_type(name), **fields)
     model = AutoModel.from_config(config, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():

@@ -26,10 +26,8 @@ from attention_service.modules.manifest import MANIFEST_FILE, MODEL_FILE
 from attention_service.settings import Settings
 from attention_wire import bodies
 from tests.conftest import RunningService
+from tests.modules.families import FAMILIES, GOLDENS, TOLERANCE, changed
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "families"
-FAMILIES = sorted(folder.name for folder in GOLDENS.iterdir())
-TOLERANCE = 1e-4
 PART = "model-00002-of-00003.safetensors"
 
 
@@ -97,14 +95,6 @@ def test_the_graph_is_valid_and_tells_no_path(folder: Path, name: str) -> None:
     assert str(GOLDENS).encode() not in path.read_bytes()
 
 
-def changed(tmp_path: Path, name: str, **fields: Any) -> Path:
-    folder = tmp_path / name
-    shutil.copytree(GOLDENS / name, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | fields))
-    return folder
-
-
 @pytest.mark.parametrize(
     ("name", "fields", "words"),
     [
@@ -123,10 +113,19 @@ def changed(tmp_path: Path, name: str, **fields: Any) -> Path:
         ("qwen2", {"layer_types": ["full_attention"]}, ["1 layers", "num_hidden_layers says 3"]),
         ("qwen2", {"layer_types": ["linear_attention"] * 3}, ["'linear_attention'"]),
         ("qwen3", {"head_dim": 8}, ["q_proj.weight", "[32, 24]", "[40, 24]"]),
+        ("modernbert", {"num_attention_heads": 5}, ["hidden_size 24", "num_attention_heads 5"]),
+        ("modernbert", {"vocab_size": 20}, ["vocab_size 20"]),
+        ("modernbert", {"layer_types": ["full_attention"]}, ["num_hidden_layers says 4"]),
+        ("modernbert", {"attention_bias": True}, ["layers.0.attn.Wqkv.bias", "[72]"]),
+        ("modernbert", {"hidden_activation": "mish"}, ["'mish'"]),
         ("gpt2", {"n_head": 5}, ["n_embd 24", "n_head 5"]),
         ("gpt2", {"add_cross_attention": True}, ["add_cross_attention"]),
         ("gpt2", {"n_positions": 95}, ["wpe.weight", "[95, 24]", "[96, 24]"]),
-        ("roberta", {"model_type": "gpt5"}, ["'gpt5'", "RoBERTa", "DistilBERT", "BERT"]),
+        (
+            "roberta",
+            {"model_type": "gpt5"},
+            ["'gpt5'", "RoBERTa", "DistilBERT", "BERT", "to ONNX yourself", "docs/models.md"],
+        ),
     ],
 )
 def test_what_cannot_be_built_is_refused(
@@ -145,6 +144,23 @@ def test_positions_end_where_the_table_does(http: httpx.Client, name: str) -> No
     answer = http.post("/v1/text/attention", json={"text": "a " * 200, "module": name})
     assert answer.status_code == 422
     assert "takes 96" in answer.text
+
+
+def test_a_modernbert_configuration_of_older_form_means_the_same(
+    tmp_path: Path, folder: Path
+) -> None:
+    older = {
+        "layer_types": None,
+        "rope_parameters": None,
+        "global_attn_every_n_layers": 3,
+        "global_rope_theta": 160000.0,
+        "local_rope_theta": 10000.0,
+    }
+    made = export(changed(tmp_path, "modernbert", **older), "older", tmp_path / "modules")
+    assert (made / MODEL_FILE).read_bytes() == (folder / "modernbert" / MODEL_FILE).read_bytes()
+    other = changed(tmp_path / "other", "modernbert", **older | {"local_rope_theta": 160000.0})
+    made = export(other, "other", tmp_path / "modules")
+    assert (made / MODEL_FILE).read_bytes() != (folder / "modernbert" / MODEL_FILE).read_bytes()
 
 
 # --- Weights in several files ------------------------------------------------------------------

@@ -24,8 +24,10 @@ from attention_wire.fields import (
     IntTensor,
     MaskTensor,
     TextInput,
+    field_error,
     one_of,
 )
+from attention_wire.problems import Code
 from attention_wire.tensors import TensorFormat
 
 # --- Requests --------------------------------------------------------------------------
@@ -65,26 +67,25 @@ def _queries_form(value: object) -> str | None:
 def _weights_form(value: object) -> str | None:
     if isinstance(value, bool):
         return "flag"
-    return "selection" if isinstance(value, dict | WeightsSelection) else None
+    return "selection" if isinstance(value, dict | _Selection) else None
 
 
-class WeightsSelection(_Request):
-    """The part of the weights that is wanted; no more is computed."""
+Queries: TypeAlias = Annotated[
+    Annotated[IndexList, Tag("list")] | Annotated[Range, Tag("range")],
+    Discriminator(
+        _queries_form,
+        custom_error_type="invalid_field",
+        custom_error_message='must be a list of integers, or {"start": …, "stop": …}',
+    ),
+]
 
-    heads: IndexList | None = Field(
-        default=None, description="Query heads, in this order; all by default. Scores too"
+
+class _Selection(_Request):
+    """What a selection of the weights has in every kind of call."""
+
+    queries: Queries | None = Field(
+        default=None, description="Query rows, in this order; all by default"
     )
-    queries: (
-        Annotated[
-            Annotated[IndexList, Tag("list")] | Annotated[Range, Tag("range")],
-            Discriminator(
-                _queries_form,
-                custom_error_type="invalid_field",
-                custom_error_message='must be a list of integers, or {"start": …, "stop": …}',
-            ),
-        ]
-        | None
-    ) = Field(default=None, description="Query rows, in this order; all by default. Scores too")
     reduce: Literal["mean", "max"] | None = Field(
         default=None, description="Over the selected heads, which leaves one"
     )
@@ -96,6 +97,36 @@ class WeightsSelection(_Request):
     )
 
 
+class WeightsSelection(_Selection):
+    """The part of the weights that is wanted, and of the scores; no more is computed."""
+
+    heads: IndexList | None = Field(
+        default=None, description="Query heads, in this order; all by default"
+    )
+
+
+class TextWeightsSelection(_Selection):
+    """The part of a text's weights that is wanted; its layers and heads stand beside the text."""
+
+    value_weighted: bool = Field(
+        default=False,
+        description="Each weight times the norm of what it carries to the row: |w·f(x)| of "
+        "Kobayashi et al. 2020, f the head's value and output projections",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_heads(cls, value: object) -> object:
+        if isinstance(value, dict) and "heads" in value:
+            raise field_error(
+                Code.INVALID_FIELD,
+                "heads of a text are chosen beside it, for all layers: write "
+                '"heads": [...] next to "text"',
+            )
+        return value
+
+
+_WEIGHTS_MESSAGE = "must be true, false, or an object that selects a part of them"
 _Scores: TypeAlias = Literal[False, "raw", "softcap", "masked"]
 
 
@@ -108,7 +139,7 @@ class Return(_Request):
         Discriminator(
             _weights_form,
             custom_error_type="invalid_field",
-            custom_error_message="must be true, false, or an object that selects a part of them",
+            custom_error_message=_WEIGHTS_MESSAGE,
         ),
     ] = Field(default=True, description="The attention weights: all, none or a selection")
     lse: bool = Field(
@@ -135,6 +166,46 @@ class PlainReturn(_Request):
 
     output: bool = Field(default=True, description="The last rows, after any output projection")
     weights: bool = Field(default=True, description="The attention weights of every head")
+
+
+class TextReturn(_Request):
+    """What to compute of a text and to answer; what is not asked for is not computed.
+
+    What belongs to two tokens is of the heads asked for; what is a number for a head, of all.
+    """
+
+    output: bool = Field(default=True, description="The last hidden state")
+    weights: Annotated[
+        Annotated[bool, Tag("flag")] | Annotated[TextWeightsSelection, Tag("selection")],
+        Discriminator(
+            _weights_form,
+            custom_error_type="invalid_field",
+            custom_error_message=_WEIGHTS_MESSAGE,
+        ),
+    ] = Field(default=True, description="The attention weights: all, none or a selection")
+    entropy: bool = Field(
+        default=False, description="−Σ w ln w of each row of every head, over the keys"
+    )
+    statistics: bool = Field(
+        default=False, description="Numbers for each layer and head: the means of its rows"
+    )
+    classes: bool = Field(
+        default=False, description="How far each head does what known kinds of heads do"
+    )
+    rollout: bool = Field(
+        default=False, description="Attention rollout up to each layer, Abnar and Zuidema 2020"
+    )
+    flow: bool = Field(
+        default=False, description="Attention flow up to each layer, Abnar and Zuidema 2020"
+    )
+    blocks: bool = Field(
+        default=False, description="Mass of each head from and to the two texts of a pair"
+    )
+    inputs: bool = Field(
+        default=False,
+        description="Query, key and value of each layer asked for, as POST /v1/attention takes "
+        "them",
+    )
 
 
 class _Compute(_Request):
@@ -236,6 +307,11 @@ class ModuleRequest(_AttentionOptions):
     return_: PlainReturn = Field(default=PlainReturn(), alias="return")
 
 
+HeadOfLayer: TypeAlias = Annotated[
+    list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)
+]
+
+
 class TextRequest(_Compute):
     """Attention of a trained text model over raw text."""
 
@@ -248,10 +324,21 @@ class TextRequest(_Compute):
     )
     layers: Indices = Field(default="all", description="Layers to return, in the order asked")
     heads: Indices = Field(default="all", description="Heads to return, in the order asked")
+    unit: Literal["token", "word"] = Field(
+        default="token",
+        description="What rows and columns are: tokens, or words, whose rows are the means of "
+        "their tokens' and whose columns the sums",
+    )
+    ablate: list[HeadOfLayer] | None = Field(
+        default=None,
+        min_length=1,
+        description="[layer, head] of heads whose context is zeroed; what is answered is what "
+        "the model then computes, and `change` says how its output differs",
+    )
     truncate: bool = Field(
         default=False, description="Cut a text that is too long rather than refuse it"
     )
-    return_: PlainReturn = Field(default=PlainReturn(), alias="return")
+    return_: TextReturn = Field(default=TextReturn(), alias="return")
 
 
 # --- Answers ---------------------------------------------------------------------------
@@ -328,6 +415,55 @@ class AttentionAnswer(_Answer):
     plan: PlanInfo | None = None
 
 
+class Words(_Answer):
+    """The words of a text, special tokens each one of them."""
+
+    text: list[str]
+    offsets: list[tuple[int, int]] = Field(description="Span of each in its text, in characters")
+    tokens: list[tuple[int, int]] = Field(description="Its first token, and the one after its last")
+    segments: list[int | None]
+    special_mask: list[int]
+
+
+class Statistics(_Answer):
+    """Numbers for each layer and head, [layers,H]: means of its rows."""
+
+    entropy: FloatTensor = Field(description="−Σ w ln w, in nats")
+    maximum: FloatTensor = Field(description="The largest weight")
+    distance: FloatTensor = Field(description="Σ w·|i − j|")
+    first: FloatTensor = Field(description="Weight of the first key")
+    separator: FloatTensor = Field(description="Weight of special tokens but the first key")
+    itself: FloatTensor = Field(description="Weight of the row's own key")
+
+
+class HeadClasses(_Answer):
+    """Scores from 0 to 1 for each layer and head, [layers,H], and what they say it is."""
+
+    previous: FloatTensor = Field(description="Mean weight of the token before")
+    next: FloatTensor = Field(description="Mean weight of the token after")
+    first: FloatTensor = Field(description="Mean weight of the first token")
+    separator: FloatTensor = Field(description="Mean weight of special tokens but the first")
+    duplicate: FloatTensor = Field(description="Mean weight of earlier tokens of the same id")
+    induction: FloatTensor = Field(
+        description="Mean weight of the tokens that followed earlier ones of the same id"
+    )
+    labels: list[list[str | None]] = Field(
+        description="The class with the highest score, where that is 0.4 or more"
+    )
+
+
+class AttentionInputs(_Answer):
+    """What a layer's attention is computed of, by the names of POST /v1/attention."""
+
+    query: FloatTensor = Field(description="[1,Hq,L,D]")
+    key: FloatTensor = Field(description="[1,Hkv,L,D]")
+    value: FloatTensor = Field(description="[1,Hkv,L,D]")
+    scale: float
+    is_causal: bool
+    left_window_size: int
+    right_window_size: int
+
+
 class TextResult(_Answer):
     """One text's tokens and what was asked for of its attention."""
 
@@ -342,7 +478,31 @@ class TextResult(_Answer):
         description="0 for `text`, 1 for `text_pair`; null for special tokens"
     )
     output: FloatTensor | None = Field(default=None, description="Last hidden state, [L,E]")
-    weights: FloatTensor | None = Field(default=None, description="[layers,heads,L,L]")
+    weights: (
+        Annotated[
+            Annotated[FloatTensor, Tag("tensor")] | Annotated[TopK, Tag("top_k")],
+            Discriminator(_answered_weights_form),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="[layers,heads,U,U], or the selection asked for; U counts tokens or words",
+    )
+    words: Words | None = Field(default=None, description="With the unit `word`")
+    entropy: FloatTensor | None = Field(default=None, description="[layers,H,U], in nats")
+    statistics: Statistics | None = None
+    classes: HeadClasses | None = None
+    rollout: FloatTensor | None = Field(default=None, description="[layers,U,U]; rows sum to 1")
+    flow: FloatTensor | None = Field(default=None, description="[layers,U,U]")
+    blocks: FloatTensor | None = Field(
+        default=None, description="[layers,H,2,2]: mean mass of the rows of a text on each text"
+    )
+    inputs: list[AttentionInputs] | None = Field(
+        default=None, description="One for each layer asked for"
+    )
+    change: FloatTensor | None = Field(
+        default=None, description="[L,E]: the ablated output less the whole one"
+    )
 
 
 class TextAnswer(_Answer):

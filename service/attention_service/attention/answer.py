@@ -22,18 +22,18 @@ class Answer:
 
     Args:
         call: a prepared call.
+        given: those of its arrays that are there already.
 
     Attributes:
         arrays: name → array; complete once every tile has run.
     """
 
-    def __init__(self, call: AttentionCall) -> None:
+    def __init__(self, call: AttentionCall, given: Mapping[str, Array] | None = None) -> None:
         self._call = call
-        self.arrays = {
-            name: _blank(call, name, *like)
-            for name, like in answer_arrays(call).items()
-            if not name.startswith("present_")
-        }
+        self.arrays = dict(given or {})
+        for name, like in answer_arrays(call).items():
+            if name not in self.arrays and not name.startswith("present_"):
+                self.arrays[name] = _blank(call, name, *like)
 
     def place(self, name: str, block: Block, keys: slice, rows: int) -> Array | None:
         """Where a graph can write a large result of a block itself, ``[N,rows,keys]``; or None."""

@@ -154,7 +154,7 @@ class Engine:
         self._cpu = Target.of(PROVIDERS["cpu"], threads, tile_bytes)
         self.lanes = Lanes(threads)
         self.patterns = Patterns(_PATTERN_BYTES)
-        self._sessions: OrderedDict[Spec, Session] = OrderedDict()
+        self._sessions: OrderedDict[tuple[Spec, bool], Session] = OrderedDict()
         self._lock = Lock()
         self._speed: speed.Speed | None = None
 
@@ -202,19 +202,30 @@ class Engine:
         """
         return self._cpu if dtype == np.float64 else self._target
 
-    def load(self, model: Path) -> Session:
-        """A session over an ONNX file, which runs in as many threads as the engine has.
+    def load(self, model: Path | bytes, threads: int | None = None) -> Session:
+        """A session over an ONNX file, or over the bytes of one.
+
+        Args:
+            model: the file or its bytes.
+            threads: that it runs in; as many as the engine has by default.
 
         Raises:
             EngineError: ONNX Runtime refuses the model; the message says why.
         """
-        options = self._options()
-        options.intra_op_num_threads = self.threads
-        # An arena would keep what the longest text took.
-        options.enable_cpu_mem_arena = False
+        source = model if isinstance(model, bytes) else str(model)
+        return self._load_aside(source, self._module_options(threads or self.threads))
+
+    def _load_aside(self, source: str | bytes, options: onnxruntime.SessionOptions) -> Session:
         # Threads of a session inherit the niceness of the one that makes it.
         with ThreadPoolExecutor(1, initializer=step_back) as thread:
-            return thread.submit(self._load, str(model), options, self.provider).result()
+            return thread.submit(self._load, source, options, self.provider).result()
+
+    def _module_options(self, threads: int) -> onnxruntime.SessionOptions:
+        options = self._options()
+        options.intra_op_num_threads = threads
+        # An arena would keep what the longest text took.
+        options.enable_cpu_mem_arena = False
+        return options
 
     def _options(self) -> onnxruntime.SessionOptions:
         options = onnxruntime.SessionOptions()
@@ -233,21 +244,29 @@ class Engine:
         except _SESSION_ERRORS as error:
             raise EngineError(str(error)) from error
 
-    def session(self, spec: Spec) -> Session:
+    def session(self, spec: Spec, *, is_wide: bool = False) -> Session:
         """The session of a spec, made once and kept while it is among the last used.
 
-        A tile runs in one thread, and several tiles beside each other.
+        Args:
+            spec: of its graph.
+            is_wide: whether it runs in all threads. Otherwise a tile runs in one thread, and
+                several tiles beside each other.
         """
         with self._lock:
-            session = self._sessions.pop(spec, None)
+            session = self._sessions.pop((spec, is_wide), None)
             if session is None:
-                provider = self.target(np.dtype(spec.dtype)).provider
-                model = build(spec).SerializeToString()
-                session = self._load(model, self._tile_options(), provider)
+                session = self._made(spec, is_wide=is_wide)
                 if len(self._sessions) >= _MAX_SESSIONS:
                     self._sessions.popitem(last=False)
-            self._sessions[spec] = session
+            self._sessions[spec, is_wide] = session
             return session
+
+    def _made(self, spec: Spec, *, is_wide: bool) -> Session:
+        model = build(spec).SerializeToString()
+        if is_wide:
+            return self._load_aside(model, self._module_options(self.threads))
+        provider = self.target(np.dtype(spec.dtype)).provider
+        return self._load(model, self._tile_options(), provider)
 
     @property
     def cached_sessions(self) -> int:

@@ -11,15 +11,14 @@ from typing import Any, Self
 
 from typing_extensions import override
 
-from attention_service.attention.answer import Answer
 from attention_service.attention.call import AttentionCall, stacked
+from attention_service.attention.compute import compute
 from attention_service.attention.engine import Engine
 from attention_service.attention.job import SMALL_BYTES, SMALL_FLOPS, Fits, Job, Shapes
 from attention_service.attention.lanes import never
 from attention_service.attention.planner import Plan, answer_arrays, plan
 from attention_service.attention.selection import Wants
 from attention_service.attention.speed import describe
-from attention_service.attention.tiles import tiles
 from attention_service.attention.values import Doubtful
 from attention_wire.schemas import AttentionRequest, PlanInfo, Return
 from attention_wire.tensors import Array
@@ -150,15 +149,7 @@ class AttentionJob(Job):
         engine = self._engine
         dtype_changed = call.compute_dtype != self.call.compute_dtype
         how = self._planned(call) if dtype_changed else self.plan
-        filled = Answer(call)
-        work = list(tiles(call, how, filled, engine.session, engine.patterns))
-        if call.is_trusted:
-            if len(work) > 1:
-                work.append(call.look)  # beside the last tiles
-            else:
-                call.look()
-        engine.lanes.run(work, cancelled)
-        return filled.arrays, how, call
+        return compute(call, how, engine, cancelled), how, call
 
     def _answer(self, arrays: Mapping[str, Array], computed: AttentionCall) -> dict[str, Any]:
         call = self.call

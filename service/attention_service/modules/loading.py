@@ -8,12 +8,15 @@ from typing import TypeAlias
 from pydantic import ValidationError
 
 from attention_service.attention.engine import Engine, EngineError, Session
+from attention_service.modules.cutting import CutError
+from attention_service.modules.layered import LayeredModel
 from attention_service.modules.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, sha256
 from attention_service.modules.multi_head import INPUTS as MULTI_HEAD_INPUTS
 from attention_service.modules.multi_head import MultiHeadModule
 from attention_service.modules.text import INPUTS as TEXT_INPUTS
 from attention_service.modules.text import TextModule
 from attention_service.modules.tokens import Tokenizer, TokenizerError
+from attention_service.modules.whole import WholeModel
 from attention_wire.schemas import ModuleInfo
 
 Module: TypeAlias = MultiHeadModule | TextModule
@@ -33,28 +36,42 @@ def load(folder: Path, engine: Engine) -> Module:
         raise ModuleError("the name of its folder is not printable text")
     manifest = _manifest(folder)
     _check_files(folder, manifest)
-    try:
-        session = engine.load(folder / MODEL_FILE)
-    except EngineError as error:
-        why = str(error).replace(str(folder / MODEL_FILE), MODEL_FILE)  # it may be told to anyone
-        raise ModuleError(f"{MODEL_FILE} cannot be loaded: {why}") from error
-    is_text = manifest.kind == "text"
-    _check_names(manifest, session, TEXT_INPUTS if is_text else MULTI_HEAD_INPUTS)
     info = ModuleInfo(
         name=folder.name,
         sha256=manifest.files[MODEL_FILE],
         **manifest.model_dump(include=set(ModuleInfo.model_fields)),
     )
     module: Module
-    if is_text:
-        try:
-            module = TextModule(info, session, manifest.outputs, Tokenizer.open(folder))
-        except TokenizerError as error:
-            raise ModuleError(str(error)) from error
-    else:
-        module = MultiHeadModule(info, session, manifest.outputs)
+    try:
+        if manifest.kind == "text":
+            model = _text_model(folder, manifest, engine)
+            module = TextModule(info, model, Tokenizer.open(folder))
+        else:
+            session = engine.load(folder / MODEL_FILE)
+            _check_names(manifest, session, MULTI_HEAD_INPUTS)
+            module = MultiHeadModule(info, session, manifest.outputs)
+    except (EngineError, CutError) as error:
+        why = str(error).replace(str(folder / MODEL_FILE), MODEL_FILE)  # it may be told to anyone
+        raise ModuleError(f"{MODEL_FILE} cannot be loaded: {why}") from error
+    except TokenizerError as error:
+        raise ModuleError(str(error)) from error
     _check_run(module)
     return module
+
+
+def _text_model(folder: Path, manifest: Manifest, engine: Engine) -> LayeredModel | WholeModel:
+    """A text graph in layers, if its manifest says where they begin."""
+    path, layers = folder / MODEL_FILE, manifest.layers
+    if layers is None:
+        session = engine.load(path)
+        _check_names(manifest, session, TEXT_INPUTS)
+        return WholeModel(session, manifest.outputs)
+    if len(layers) != manifest.num_layers:
+        raise ModuleError(
+            f"{MANIFEST_FILE} says of {len(layers)} layers how they attend, and that there are "
+            f"{manifest.num_layers}"
+        )
+    return LayeredModel.load(path, layers, manifest.outputs.output, manifest.num_heads, engine)
 
 
 def _check_run(module: Module) -> None:

@@ -42,6 +42,39 @@ class Outputs(BaseModel):
     weights: list[str] = Field(min_length=1)
 
 
+class Layer(BaseModel):
+    """Where a text graph can be cut around the attention of a layer, and how that attends.
+
+    Graphs that can be cut run layer by layer, with the attention computed by the engine: only
+    what is asked for, by tiles, of any length. Options are named as in POST /v1/attention.
+
+    Attributes:
+        hidden: the value that the layer adds to, ``[B,L,E]``.
+        query: ``[B,H,L,D]``, ready for the product: positions and norms are in it.
+        key: ``[B,Hkv,L,D]``.
+        value: ``[B,Hkv,L,Dv]``.
+        context: what attention gives, ``[B,H,L,Dv]``; nothing after it reads the three above.
+        projection: the constant ``[H·Dv,E]`` that the merged context is multiplied by.
+        scale: factor on the scores.
+        is_causal: whether no token sees those after it.
+        left_window_size: keys before a token that it sees; −1: all.
+        right_window_size: keys after a token that it sees; −1: all.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hidden: str
+    query: str
+    key: str
+    value: str
+    context: str
+    projection: str
+    scale: float
+    is_causal: bool = False
+    left_window_size: int = Field(default=-1, ge=-1)
+    right_window_size: int = Field(default=-1, ge=-1)
+
+
 class Manifest(BaseModel):
     """What a module is: read from and written to ``module.json``.
 
@@ -64,6 +97,9 @@ class Manifest(BaseModel):
     max_length: int | None = Field(default=None, ge=1, description="Tokens, special ones included")
     dtype: Literal["float32"] = "float32"
     outputs: Outputs
+    layers: list[Layer] | None = Field(
+        default=None, description="Of a text graph that can be cut at each layer's attention"
+    )
     license: str | None = Field(default=None, description="SPDX identifier")
     source: str | None = None
     source_sha256: str | None = Field(default=None, description="Checksum of the weights' file")

@@ -1,28 +1,24 @@
-"""A text module: raw text in, tokens, hidden states and every head's weights out."""
+"""A text module: raw text in, tokens, hidden states and what heads attend to out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import islice
-from typing import Any, Self
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import orjson
-from typing_extensions import override
 
-from attention_service.attention.engine import EngineError, Session
-from attention_service.attention.job import SMALL_BYTES, SMALL_FLOPS, Fits, Job, Shapes
-from attention_service.attention.lanes import Cancelled, never
-from attention_service.modules.manifest import Outputs, Probe
-from attention_service.modules.padding import RUN_TOKENS, runs
-from attention_service.modules.tokens import Tokenizer, Tokens
+from attention_service.attention.engine import EngineError
+from attention_service.attention.lanes import never
+from attention_service.modules.layered import LayeredModel
+from attention_service.modules.manifest import Probe
+from attention_service.modules.padding import runs
+from attention_service.modules.text_job import TextJob
+from attention_service.modules.tokens import Tokenizer, Tokens, feeds
+from attention_service.modules.whole import WholeModel
 from attention_wire.problems import Code, Loc, ProblemError
 from attention_wire.schemas import ModuleInfo, TextRequest
 from attention_wire.tensors import Array
 
-# Names, dtypes, shapes and offsets of one result's tensors, in any form.
-_RESULT_BYTES = 256
 # Scores of all heads and layers that one run may form for texts that it pads.
 _RUN_BYTES = 6 * 2**20
 # Scores of one layer that a module forms when it is loaded, to be tried.
@@ -37,8 +33,7 @@ class TextModule:
 
     Args:
         info: what it is.
-        session: its graph.
-        outputs: the names of the graph's outputs.
+        model: its graph, in layers or as a whole.
         tokenizer: turns text into the graph's inputs.
 
     Attributes:
@@ -47,11 +42,10 @@ class TextModule:
     """
 
     def __init__(
-        self, info: ModuleInfo, session: Session, outputs: Outputs, tokenizer: Tokenizer
+        self, info: ModuleInfo, model: LayeredModel | WholeModel, tokenizer: Tokenizer
     ) -> None:
         self.info = info
-        self.session = session
-        self.outputs = outputs
+        self.model = model
         self.tokenizer = tokenizer
         self.takes_padding = False
 
@@ -66,34 +60,114 @@ class TextModule:
             return [[index] for index in range(len(texts))]
         return runs([len(tokens) for tokens in texts], _RUN_BYTES / self.heads_bytes)
 
-    def arrays(self, outputs: Sequence[str], texts: Sequence[Tokens]) -> dict[str, Array]:
-        """The graph's outputs for texts of one run, each padded to the longest."""
-        return self.session.run(outputs, _feeds(texts))
+    def run(
+        self,
+        texts: Sequence[Tokens],
+        layers: Sequence[int],
+        heads: Sequence[Sequence[int]],
+        cancelled: Callable[[], bool] = never,
+        *,
+        output: bool,
+    ) -> list[dict[str, Array]]:
+        """Output and whole weights of texts that run together, in arrays of their own.
+
+        Args:
+            texts: of a like length.
+            layers: whose weights are wanted; none for no weights.
+            heads: of each text those whose weights are wanted.
+            cancelled: looked at between layers.
+            output: whether the last hidden state is wanted.
+
+        Returns:
+            For each text ``output`` ``[L,E]`` and ``weights`` ``[layers,heads,L,L]``, those of
+            them that are wanted.
+
+        Raises:
+            Cancelled: the call is over.
+        """
+        if isinstance(self.model, WholeModel):
+            return self._run_whole(self.model, texts, layers, heads, cancelled, output=output)
+        return self._run_layers(self.model, texts, layers, heads, cancelled, output=output)
+
+    def _run_whole(
+        self,
+        model: WholeModel,
+        texts: Sequence[Tokens],
+        layers: Sequence[int],
+        heads: Sequence[Sequence[int]],
+        cancelled: Callable[[], bool],
+        *,
+        output: bool,
+    ) -> list[dict[str, Array]]:
+        forward = model.begin(feeds(texts), max(layers, default=-1) + 1, cancelled)
+        results = []
+        for row, tokens in enumerate(texts):
+            length = len(tokens)
+            own: dict[str, Array] = {}
+            if output:
+                own["output"] = forward.output[row, :length].copy()
+            if layers:
+                of_layers = (forward.weights[layer][row, :, :length, :length] for layer in layers)
+                own["weights"] = np.stack([_of_heads(w, heads[row]) for w in of_layers])
+            results.append(own)
+        return results
+
+    def _run_layers(
+        self,
+        model: LayeredModel,
+        texts: Sequence[Tokens],
+        layers: Sequence[int],
+        heads: Sequence[Sequence[int]],
+        cancelled: Callable[[], bool],
+        *,
+        output: bool,
+    ) -> list[dict[str, Array]]:
+        lengths = [len(tokens) for tokens in texts]
+        forward = model.begin(feeds(texts), lengths, cancelled)
+        results: list[dict[str, Array]] = [{} for _ in texts]
+        if layers:
+            for length, own_heads, own in zip(lengths, heads, results, strict=True):
+                shape = len(layers), len(own_heads), length, length
+                own["weights"] = np.zeros(shape, np.float32)
+        depth = self.info.num_layers if output else max(layers, default=-1) + 1
+        places = {layer: place for place, layer in enumerate(layers)}
+        for layer in range(depth):
+            is_end = layer + 1 == depth and not output
+            if layer in places:
+                into = [own["weights"][places[layer]] for own in results]
+                context = forward.attend_all(heads, into, output=not is_end)
+            else:
+                context = forward.context()
+            if not is_end:
+                forward.advance(context)
+        if output and forward.output is not None:
+            for row, (length, own) in enumerate(zip(lengths, results, strict=True)):
+                own["output"] = forward.output[row, :length].copy()
+        return results
 
     def probe(self) -> Probe:
-        """Run it over a long text: the shapes that it gives, and those that it should."""
+        """Run it over a long text: the shapes that it gives, and those that it should.
+
+        Raises:
+            EngineError: it does not run.
+        """
         info = self.info
         # Or as long a text as can be run in some memory, where a model takes very long ones.
         longest = min(info.max_length or 2, math.isqrt(_PROBE_BYTES // (4 * info.num_heads)))
-        self.arrays([self.outputs.output], [self.tokenizer.last_tokens(longest)])
-        names = [self.outputs.output, *self.outputs.weights]
-        arrays = self.arrays(names, [self.tokenizer.last_tokens(2)])
-        weights = (1, info.num_heads, 2, 2)
-        expected = [(1, 2, info.embed_dim), *[weights] * info.num_layers]
+        self.run([self.tokenizer.last_tokens(longest)], [], [], output=True)
         self.takes_padding = self._takes_padding()
-        return {n: (arrays[n].shape, e) for n, e in zip(names, expected, strict=True)}
+        return self.model.shapes([self.tokenizer.last_tokens(2)], info)
 
     def _takes_padding(self) -> bool:
-        short, longer = (self.tokenizer.last_tokens(length) for length in (2, 3))
-        name = self.outputs.output
-        alone = self.arrays([name], [short])[name]
+        texts = [self.tokenizer.last_tokens(length) for length in (3, 2)]
+        (alone,) = self.run(texts[1:], [], [], output=True)
         try:
-            padded = self.arrays([name], [longer, short])[name]
+            padded = self.run(texts, [], [], output=True)[1]["output"]
         except EngineError:
             return False  # a graph of one text
-        is_whole = padded.shape == (2, 3, self.info.embed_dim)
-        most = _LIKE * np.abs(alone).max()
-        return bool(is_whole and np.abs(padded[1, :2] - alone[0]).max() <= most)
+        most = _LIKE * np.abs(alone["output"]).max()
+        is_whole = padded.shape == alone["output"].shape
+        return bool(is_whole and np.abs(padded - alone["output"]).max() <= most)
 
     def tokens(self, request: TextRequest) -> list[Tokens]:
         """The texts of a request, tokenized.
@@ -111,164 +185,14 @@ class TextModule:
         """A request to this module as a job.
 
         Raises:
-            ProblemError: a text is too long, the pair does not fit the texts, or a layer or
-                head does not exist.
+            ProblemError: as :class:`TextJob` does.
         """
         return TextJob(self, request)
 
 
-class TextJob(Job):
-    """One call of a text module, over one text or several.
-
-    Texts of a like length run together, padded to the longest. What is padded is masked and cut
-    off, so to the rounding of the kernels a text gives the same values alone and among others.
-    """
-
-    def __init__(self, module: TextModule, request: TextRequest) -> None:
-        self._module = module
-        self._wants = request.return_
-        self._layers = _select("layers", request.layers, module.info.num_layers)
-        self._heads = _select("heads", request.heads, module.info.num_heads)
-        self._texts = module.tokens(request)
-        names = module.outputs
-        layers = self._layers if self._wants.weights else []
-        self._outputs = [names.weights[layer] for layer in layers]
-        self._outputs += [names.output] if self._wants.output else []
-
-    @property
-    @override
-    def answer_shapes(self) -> Shapes:
-        shapes: dict[str, tuple[tuple[int, ...], str]] = {}
-        for index, tokens in enumerate(self._texts):
-            length = len(tokens)
-            if self._wants.output:
-                shapes[f"{index}.output"] = ((length, self._module.info.embed_dim), "float32")
-            if self._wants.weights:
-                shape = (len(self._layers), len(self._heads), length, length)
-                shapes[f"{index}.weights"] = (shape, "float32")
-            # What tells of the tokens is JSON, in safetensors JSON in a string of JSON.
-            told = 2 * len(orjson.dumps(tokens.fields)) + _RESULT_BYTES
-            shapes[f"{index}.tokens"] = ((told,), "bool")
-        return shapes
-
-    @property
-    @override
-    def peak_bytes(self) -> int:
-        info = self._module.info
-        sizes = [(len(run), len(self._texts[run[0]])) for run in self._module.runs(self._texts)]
-        all_weights = max(texts * longest**2 for texts, longest in sizes)
-        all_weights *= info.num_layers * info.num_heads
-        kept = sum(len(tokens) ** 2 for tokens in self._texts)
-        kept *= len(self._layers) * len(self._heads)
-        hidden = 16 * info.embed_dim * max(texts * longest for texts, longest in sizes)
-        return 4 * (2 * all_weights + kept + hidden)
-
-    @property
-    @override
-    def is_small(self) -> bool:
-        info = self._module.info
-        # A layer's projections and its two wider products are 12 squares of its width.
-        tokens = sum(len(tokens) for tokens in self._texts)
-        flops = 24 * tokens * info.num_layers * info.embed_dim**2
-        return flops <= SMALL_FLOPS and self.peak_bytes <= SMALL_BYTES
-
-    @property
-    @override
-    def count(self) -> int:
-        return len(self._texts)
-
-    @property
-    @override
-    def module(self) -> str:
-        return self._module.info.name
-
-    @property
-    @override
-    def score_bytes(self) -> int:
-        return sum(len(tokens) ** 2 for tokens in self._texts) * self._module.heads_bytes
-
-    @property
-    @override
-    def batch_key(self) -> Hashable | None:
-        if not (self._outputs and self._module.takes_padding):
-            return None
-        return self._module, tuple(self._outputs), math.ceil(self._longest / RUN_TOKENS)
-
-    @property
-    @override
-    def batch_bytes(self) -> int:
-        return len(self._texts) * self._longest**2 * self._module.heads_bytes
-
-    @property
-    def _longest(self) -> int:
-        return max(len(tokens) for tokens in self._texts)
-
-    @override
-    def smaller(self, fits: Fits) -> str:
-        without = {n: s for n, s in self.answer_shapes.items() if not n.endswith(".weights")}
-        if self._wants.weights and fits(without, self.peak_bytes):
-            return 'Ask for fewer "layers" or "heads"; {"return": {"weights": false}} would fit.'
-        return 'Send fewer texts, or ask for fewer "layers" or "heads".'
-
-    @override
-    def run(self, cancelled: Callable[[], bool] = never) -> dict[str, Any]:
-        return self.run_together([self], cancelled)[0]
-
-    @classmethod
-    @override
-    def run_together(
-        cls, jobs: Sequence[Self], cancelled: Callable[[], bool] = never
-    ) -> list[dict[str, Any]]:
-        module, outputs = jobs[0]._module, jobs[0]._outputs
-        texts = [(job, tokens) for job in jobs for tokens in job._texts]
-        results: dict[int, dict[str, Any]] = {}
-        for run in module.runs([tokens for _, tokens in texts]):
-            if cancelled():
-                raise Cancelled
-            arrays = module.arrays(outputs, [texts[at][1] for at in run]) if outputs else {}
-            for row, at in enumerate(run):
-                job, tokens = texts[at]
-                own = {name: array[row] for name, array in arrays.items()}
-                results[at] = job._result(tokens, own)
-        in_order = (results[at] for at in range(len(texts)))
-        about = {"module": module.info.name, "provider": module.session.provider}
-        return [{**about, "results": list(islice(in_order, job.count))} for job in jobs]
-
-    def _result(self, tokens: Tokens, arrays: Mapping[str, Array]) -> dict[str, Any]:
-        """One text's result, of its row of each output: copies, for the others' are let go."""
-        names, length = self._module.outputs, len(tokens)
-        result: dict[str, Any] = dict(tokens.fields)
-        if self._wants.output:
-            result["output"] = arrays[names.output][:length].copy()
-        if self._wants.weights:
-            layers = [arrays[names.weights[layer]] for layer in self._layers]
-            result["weights"] = self._stack([layer[:, :length, :length] for layer in layers])
-        return result
-
-    def _stack(self, layers: list[Array]) -> Array:
-        """Each layer's ``[H,L,L]`` as ``[layers,heads,L,L]`` of the heads asked for."""
-        if len(self._heads) == self._module.info.num_heads and self._heads == sorted(self._heads):
-            return np.stack(layers)
-        return np.stack([layer[self._heads] for layer in layers])
-
-
-def _feeds(texts: Sequence[Tokens]) -> dict[str, Array]:
-    shape = len(texts), max(len(tokens) for tokens in texts)
-    ids, seen, types = (np.zeros(shape, np.int64) for _ in range(3))
-    for row, tokens in enumerate(texts):
-        own = row, slice(len(tokens))
-        ids[own], seen[own], types[own] = tokens.ids, 1, tokens.type_ids
-    return {"input_ids": ids, "attention_mask": seen, "token_type_ids": types}
-
-
-def _select(name: str, indices: list[int] | str, count: int) -> list[int]:
-    if isinstance(indices, str):
-        return list(range(count))
-    if max(indices) >= count:
-        raise ProblemError.of_field(
-            name, f"holds {max(indices)}, where the module has {count}, counted from 0"
-        )
-    return indices
+def _of_heads(weights: Array, heads: Sequence[int]) -> Array:
+    """Those of the heads ``[H,L,L]`` that are asked for, a view where they are all."""
+    return weights if list(heads) == list(range(len(weights))) else weights[list(heads)]
 
 
 def _texts(request: TextRequest) -> list[tuple[str, str | None, Loc]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,11 +30,13 @@ class Tokens:
         ids: int64 ``[L]``.
         type_ids: int64 ``[L]``, which of a pair, as the model wants it.
         fields: the answer's fields about tokens.
+        texts: the text, and the second one of a pair.
     """
 
     ids: Array
     type_ids: Array
     fields: dict[str, Any]
+    texts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -126,6 +129,7 @@ class Tokenizer:
                 "special_tokens_mask": encoding.special_tokens_mask,
                 "segments": encoding.sequence_ids,
             },
+            texts=(text,) if pair is None else (text, pair),
         )
 
     def _encode_cut(self, text: str, pair: str | None, max_length: int) -> tokenizers.Encoding:
@@ -133,3 +137,13 @@ class Tokenizer:
         cutter = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
         cutter.enable_truncation(max_length)
         return cutter.encode(text, pair)
+
+
+def feeds(texts: Sequence[Tokens]) -> dict[str, Array]:
+    """The inputs of a text graph, int64 ``[B,L]``, each text padded to the longest."""
+    shape = len(texts), max(len(tokens) for tokens in texts)
+    ids, seen, types = (np.zeros(shape, np.int64) for _ in range(3))
+    for row, tokens in enumerate(texts):
+        own = row, slice(len(tokens))
+        ids[own], seen[own], types[own] = tokens.ids, 1, tokens.type_ids
+    return {"input_ids": ids, "attention_mask": seen, "token_type_ids": types}

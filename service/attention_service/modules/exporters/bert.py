@@ -5,22 +5,16 @@ from __future__ import annotations
 from pydantic import Field
 
 from attention_service.modules.exporters import configs, encoder
-from attention_service.modules.exporters.configs import Config
+from attention_service.modules.exporters.configs import TextConfig
 from attention_service.modules.exporters.errors import ExportError
 from attention_service.modules.exporters.family import Built, Family
 from attention_service.modules.exporters.source import Source
 from attention_service.modules.exporters.weights import Weights
 
 
-class BertConfig(Config):
+class BertConfig(TextConfig):
     """A configuration of BERT's fields, which families after it have kept."""
 
-    vocab_size: int = Field(ge=1)
-    hidden_size: int = Field(ge=1)
-    num_hidden_layers: int = Field(ge=1)
-    num_attention_heads: int = Field(ge=1)
-    intermediate_size: int = Field(ge=1)
-    max_position_embeddings: int = Field(ge=1)
     type_vocab_size: int = Field(default=2, ge=1)
     hidden_act: str = "gelu"
     layer_norm_eps: float = Field(default=1e-12, gt=0)

@@ -47,10 +47,10 @@ class Linear(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """The parameters of a layer norm, both ``[features]``."""
+    """The parameters of a layer norm: weight ``[features]``, bias ``[features]`` or None."""
 
     weight: Parameter
-    bias: Parameter
+    bias: Parameter | None
 
 
 class Graph:
@@ -156,9 +156,10 @@ def linear(graph: Graph, x: str, parameters: Linear, name: str) -> str:
 
 def layer_norm(graph: Graph, x: str, parameters: Norm, epsilon: float, name: str) -> str:
     """Layer norm over the last axis."""
-    weight = graph.constant(f"{name}.weight", parameters.weight)
-    bias = graph.constant(f"{name}.bias", parameters.bias)
-    return graph.node("LayerNormalization", x, weight, bias, name=name, axis=-1, epsilon=epsilon)
+    given = [graph.constant(f"{name}.weight", parameters.weight)]
+    if parameters.bias is not None:
+        given.append(graph.constant(f"{name}.bias", parameters.bias))
+    return graph.node("LayerNormalization", x, *given, name=name, axis=-1, epsilon=epsilon)
 
 
 def rms_norm(graph: Graph, x: str, weight: Parameter, epsilon: float, name: str) -> str:
@@ -303,13 +304,10 @@ def _guarded_softmax(graph: Graph, scores: str, bias: str, name: str, weights: s
 
 def padding_bias(graph: Graph, attention_mask: str, name: str) -> str:
     """An int64 mask ``[B,S]`` of 1 and 0 → a bias ``[B,1,1,S]`` of 0 and −inf."""
-    axes = graph.constant("head_and_row_axes", np.array([1, 2], np.int64))
-    allowed = graph.node("Cast", attention_mask, name=f"{name}.allowed", to=TensorProto.BOOL)
-    spread = graph.node("Unsqueeze", allowed, axes, name=f"{name}.spread")
-    return graph.node("Where", spread, _zero(graph), _minus_infinity(graph), name=name)
+    return _bias(graph, _no_padding(graph, attention_mask, name), name)
 
 
-def causal_bias(graph: Graph, input_ids: str, name: str, window: int | None = None) -> str:
+def causal_bias(graph: Graph, input_ids: str, name: str, left: int = -1) -> str:
     """A bias ``[L,L]`` of 0 and −inf: no row sees a key after it.
 
     Padding needs no bias beside it: it stands behind the tokens, which therefore never see it,
@@ -319,17 +317,55 @@ def causal_bias(graph: Graph, input_ids: str, name: str, window: int | None = No
         graph: the graph to add to.
         input_ids: tokens ``[B,L]``.
         name: of the bias.
-        window: how many keys a row sees, its own included; None for all before it.
+        left: how many keys before it a row sees; −1 for all.
     """
+    return _bias(graph, _band(graph, input_ids, f"{name}.seen", left, 0), name)
+
+
+def window_bias(
+    graph: Graph, input_ids: str, attention_mask: str, name: str, sides: tuple[int, int]
+) -> str:
+    """A bias ``[B,1,L,L]`` of 0 and −inf: no padding, and none but so many keys on each side.
+
+    Every row sees itself, padding too, so that none is empty: far behind a short text a window
+    holds nothing but padding, and rows of NaN would reach the tokens through the next layer.
+
+    Args:
+        graph: the graph to add to.
+        input_ids: tokens ``[B,L]``.
+        attention_mask: int64 ``[B,L]`` of 1 and 0.
+        name: of the bias.
+        sides: how many keys before and after it a row sees; −1 for all.
+    """
+    tokens = _no_padding(graph, attention_mask, name)
+    itself = _band(graph, input_ids, f"{name}.itself", 0, 0)
+    some = graph.node("Or", tokens, itself, name=f"{name}.tokens_or_itself")
+    near = _band(graph, input_ids, f"{name}.near", *sides)
+    return _bias(graph, graph.node("And", some, near, name=f"{name}.seen"), name)
+
+
+def _no_padding(graph: Graph, attention_mask: str, name: str) -> str:
+    """An int64 mask ``[B,S]`` → bool ``[B,1,1,S]``."""
+    axes = graph.constant("head_and_row_axes", np.array([1, 2], np.int64))
+    allowed = graph.node("Cast", attention_mask, name=f"{name}.allowed", to=TensorProto.BOOL)
+    return graph.node("Unsqueeze", allowed, axes, name=f"{name}.spread")
+
+
+def _band(graph: Graph, input_ids: str, name: str, left: int, right: int) -> str:
+    """Bool ``[L,L]``: the keys from so many before each row to so many after; −1 for all."""
     length = graph.node("Shape", input_ids, name=f"{name}.length", start=1, end=2)
     square = graph.node("Concat", length, length, name=f"{name}.square", axis=0)
     one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
-    ones = graph.node("ConstantOfShape", square, name=f"{name}.ones", value=one)
-    seen = graph.node("Trilu", ones, name=f"{name}.earlier", upper=0)
-    if window is not None:
-        first = graph.constant(f"{name}.first", np.array(1 - window, np.int64))
-        seen = graph.node("Trilu", seen, first, name=f"{name}.near", upper=1)
-    allowed = graph.node("Cast", seen, name=f"{name}.allowed", to=TensorProto.BOOL)
+    band = graph.node("ConstantOfShape", square, name=f"{name}.ones", value=one)
+    for side, upper, diagonal in ((left, 1, -left), (right, 0, right)):
+        if side >= 0:
+            corner = graph.constant(f"diagonal_{diagonal}", np.array(diagonal, np.int64))
+            kept = f"{name}.{'not_before' if upper else 'not_after'}"
+            band = graph.node("Trilu", band, corner, name=kept, upper=upper)
+    return graph.node("Cast", band, name=name, to=TensorProto.BOOL)
+
+
+def _bias(graph: Graph, allowed: str, name: str) -> str:
     return graph.node("Where", allowed, _zero(graph), _minus_infinity(graph), name=name)
 
 

@@ -5,16 +5,31 @@ from __future__ import annotations
 import json
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attention_service.modules.exporters.errors import ExportError
 from attention_service.modules.exporters.source import Source
+
+# What ``layer_types`` says of a layer.
+FULL = "full_attention"
+SLIDING = "sliding_attention"
 
 
 class Config(BaseModel):
     """What is needed of ``config.json``; its other fields do not change what is computed."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class TextConfig(Config):
+    """The fields that most families have kept from BERT."""
+
+    vocab_size: int = Field(ge=1)
+    hidden_size: int = Field(ge=1)
+    num_hidden_layers: int = Field(ge=1)
+    num_attention_heads: int = Field(ge=1)
+    intermediate_size: int = Field(ge=1)
+    max_position_embeddings: int = Field(ge=1)
 
 
 Read = TypeVar("Read", bound=Config)
@@ -57,6 +72,23 @@ def check_heads(width: tuple[str, int], heads: tuple[str, int], asked: int | Non
         raise ExportError(
             f"config.json: {width[0]} {width[1]} cannot be divided among {heads[0]} {heads[1]}"
         )
+
+
+def check_layer_types(layer_types: list[str] | None, layers: int) -> None:
+    """Refuse a list of layers' attention that is too short or long, or names another kind.
+
+    Raises:
+        ExportError: as said.
+    """
+    if layer_types is None:
+        return
+    if len(layer_types) != layers:
+        raise ExportError(
+            f"config.json: layer_types names {len(layer_types)} layers, num_hidden_layers says "
+            f"{layers}"
+        )
+    if unknown := set(layer_types) - {FULL, SLIDING}:
+        raise ExportError(f"config.json: layers of type {min(unknown)!r} are not supported")
 
 
 def check_tokenizer(source: Source, vocabulary: int) -> None:

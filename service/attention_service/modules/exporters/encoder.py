@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
+from typing_extensions import override
 
 from attention_service.modules.exporters import blocks
-from attention_service.modules.exporters.blocks import FLOAT, INT64, Attended, Graph, Linear, Norm
+from attention_service.modules.exporters.blocks import Norm
 from attention_service.modules.exporters.family import Built
-from attention_service.modules.exporters.weights import Parameter, Weights
-from attention_service.modules.manifest import Manifest, Outputs
+from attention_service.modules.exporters.text_graph import Inputs, TextGraph, TextSizes
+from attention_service.modules.exporters.weights import Weights
+from attention_service.modules.manifest import Layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,50 +108,33 @@ def build(name: str, sizes: Sizes, names: Names, weights: Weights) -> Built:
     Raises:
         ExportError: a tensor is missing or has another shape, or the activation is not known.
     """
-    outputs = [f"weights.{layer}" for layer in range(sizes.layers)]
-    manifest = Manifest(
-        kind="text",
-        num_heads=sizes.heads,
-        num_layers=sizes.layers,
-        embed_dim=sizes.width,
-        key_dim=sizes.width,
-        value_dim=sizes.width,
-        head_dim=sizes.head_size,
-        max_length=sizes.longest,
-        outputs=Outputs(output="output", weights=outputs),
-        files={},
-    )
-    return Built(_Encoder(name, sizes, names, weights).graph(outputs).model(), manifest)
+    return _Encoder(name, sizes, names, weights).built()
 
 
-class _Encoder:
+class _Encoder(TextGraph):
     """Builds the graph of one model; the methods go from the tokens up."""
 
     def __init__(self, name: str, sizes: Sizes, names: Names, weights: Weights) -> None:
+        text = TextSizes(
+            width=sizes.width,
+            layers=sizes.layers,
+            heads=sizes.heads,
+            kv_heads=sizes.heads,
+            head_size=sizes.head_size,
+            longest=sizes.longest,
+        )
+        super().__init__(name, text, weights, prefix=names.prefix, first=f"{names.words}.weight")
         self._sizes = sizes
         self._names = names
-        self._weights = weights
-        is_prefixed = f"{names.prefix}{names.words}.weight" in weights
-        self._prefix = names.prefix if is_prefixed else ""
-        self._graph = Graph(name)
 
-    def graph(self, weights_names: list[str]) -> Graph:
-        """The whole graph: three inputs, the last hidden state, and the weights by layer."""
-        graph, sizes = self._graph, self._sizes
-        tokens = [
-            graph.input(name, INT64, ["batch", "length"])
-            for name in ("input_ids", "attention_mask", "token_type_ids")
-        ]
-        hidden = self._embeddings(tokens[0], tokens[2])
-        bias = blocks.padding_bias(graph, tokens[1], "padding_bias")
-        for layer, weights in enumerate(weights_names):
-            last = layer == len(weights_names) - 1
-            name = "output" if last else f"layer.{layer}.output"
-            hidden = self._layer(layer, hidden, bias, weights, name)
-        graph.output(hidden, FLOAT, ["batch", "length", sizes.width])
-        for weights in weights_names:
-            graph.output(weights, FLOAT, ["batch", sizes.heads, "length", "keys"])
-        return graph
+    @override
+    def _output(self, inputs: Inputs) -> str:
+        hidden = self._embeddings(inputs.input_ids, inputs.token_type_ids)
+        bias = blocks.padding_bias(self._graph, inputs.attention_mask, "padding_bias")
+        for layer in range(self._sizes.layers):
+            last = layer == self._sizes.layers - 1
+            hidden = self._layer(layer, hidden, bias, "output" if last else f"layer.{layer}.output")
+        return hidden
 
     def _embeddings(self, input_ids: str, token_type_ids: str) -> str:
         """The layer norm of the sum of word, segment and position: ``[B,L,E]``."""
@@ -166,14 +150,12 @@ class _Encoder:
         total = graph.node("Add", total, positions, name="embeddings.sum")
         return self._norm(names.norm, total, "embeddings.output")
 
-    def _layer(self, layer: int, x: str, bias: str, weights: str, name: str) -> str:
+    def _layer(self, layer: int, x: str, bias: str, name: str) -> str:
         """One encoder layer: ``[B,L,E]`` → ``[B,L,E]``."""
         graph, sizes, names = self._graph, self._sizes, self._names
         theirs, ours = names.layer.format(layer), f"layer.{layer}"
         width, inner = sizes.width, sizes.inner
-        context = self._attention(layer, x, bias, weights)
-
-        merged = self._linear(f"{theirs}.{names.merged}", context, f"{ours}.attention.output.dense")
+        merged = self._attended(layer, x, bias)
         residual = graph.node("Add", merged, x, name=f"{ours}.attention.residual")
         middle = self._norm(f"{theirs}.{names.attention_norm}", residual, f"{ours}.middle")
 
@@ -187,50 +169,46 @@ class _Encoder:
         residual = graph.node("Add", narrow, middle, name=f"{ours}.residual")
         return self._norm(f"{theirs}.{names.layer_norm}", residual, name)
 
-    def _attention(self, layer: int, x: str, bias: str, weights: str) -> str:
-        """Self-attention: ``[B,L,E]`` → the merged context ``[B,L,E]``."""
-        graph, sizes, names = self._graph, self._sizes, self._names
-        theirs, ours = names.layer.format(layer), f"layer.{layer}.attention"
-        parts = {"query": names.query, "key": names.key, "value": names.value}
+    def _attended(self, layer: int, x: str, bias: str) -> str:
+        """Self-attention and its projection: ``[B,L,E]`` → ``[B,L,E]``."""
+        names = self._names
+        theirs, ours = names.layer.format(layer), self._ours
         query, key, value = (
-            blocks.split_heads(
-                graph,
-                self._linear(f"{theirs}.{tensor}", x, f"{ours}.self.{part}"),
-                sizes.heads,
-                sizes.head_size,
-                f"{ours}.{part}_heads",
+            self._split_heads(
+                self._linear(f"{theirs}.{tensor}", x, f"{ours}.self.{part}"), f"{ours}.{part}_heads"
             )
-            for part, tensor in parts.items()
+            for part, tensor in zip(
+                ("query", "key", "value"), (names.query, names.key, names.value), strict=True
+            )
         )
-        attended = blocks.attention(
-            graph,
-            (query, key, value),
-            scale=graph.constant("scale", np.array(1 / math.sqrt(sizes.head_size), np.float32)),
-            bias=bias,
-            name=f"{ours}.",
-            names=Attended(f"{ours}.context", weights),
+        projection = f"{ours}.output.dense"
+        made = Layer(
+            hidden=x,
+            query=query,
+            key=key,
+            value=value,
+            context=f"{ours}.context",
+            projection=f"{projection}.weight",
+            scale=1 / math.sqrt(self._sizes.head_size),
         )
-        return blocks.merge_heads(graph, attended.context, sizes.width, f"{ours}.merged")
+        context = self._attention(made, bias)
+        return self._linear(f"{theirs}.{names.merged}", context, projection)
 
     # --- Parameters ---
-
-    def _take(self, name: str, shape: tuple[int, ...]) -> Parameter:
-        return self._weights.take(f"{self._prefix}{name}", shape)
 
     def _table(self, kind: str, name: str, count: int) -> str:
         array = self._take(f"{name}.weight", (count, self._sizes.width))
         return self._graph.constant(f"embeddings.{kind}_embeddings", array)
 
     def _linear(self, theirs: str, x: str, name: str, sizes: tuple[int, int] | None = None) -> str:
-        size_in, size_out = sizes or (self._sizes.width, self._sizes.width)
-        weight = self._take(f"{theirs}.weight", (size_out, size_in))
-        bias = self._take(f"{theirs}.bias", (size_out,))
-        return blocks.linear(self._graph, x, Linear(weight, bias), name)
+        square = self._sizes.width, self._sizes.width
+        return blocks.linear(self._graph, x, self._linear_of(theirs, sizes or square), name)
 
     def _norm(self, theirs: str, x: str, name: str) -> str:
         # Checkpoints converted from TensorFlow say gamma and beta.
-        legacy = f"{self._prefix}{theirs}.gamma" in self._weights
-        width = (self._sizes.width,)
-        scale, shift = ("gamma", "beta") if legacy else ("weight", "bias")
-        norm = Norm(self._take(f"{theirs}.{scale}", width), self._take(f"{theirs}.{shift}", width))
+        if self._has(f"{theirs}.gamma"):
+            width = (self._sizes.width,)
+            norm = Norm(self._take(f"{theirs}.gamma", width), self._take(f"{theirs}.beta", width))
+        else:
+            norm = self._norm_of(theirs)
         return blocks.layer_norm(self._graph, x, norm, self._sizes.epsilon, name)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 from pydantic import Field
+from typing_extensions import override
 
 from attention_service.modules.exporters import blocks, configs
-from attention_service.modules.exporters.blocks import FLOAT, INT64, Attended, Graph, Linear, Norm
+from attention_service.modules.exporters.blocks import Linear
 from attention_service.modules.exporters.configs import Config
 from attention_service.modules.exporters.errors import ExportError
 from attention_service.modules.exporters.family import Built, Family
 from attention_service.modules.exporters.source import Source
-from attention_service.modules.exporters.weights import Parameter, Weights
-from attention_service.modules.manifest import Manifest, Outputs
+from attention_service.modules.exporters.text_graph import Inputs, TextGraph, TextSizes
+from attention_service.modules.exporters.weights import Weights
+from attention_service.modules.manifest import Layer
 
 
 class _Config(Config):
@@ -51,20 +52,7 @@ def _build(source: Source, weights: Weights, num_heads: int | None) -> Built:
     configs.check_tokenizer(source, config.vocab_size)
     if config.add_cross_attention:
         raise ExportError("config.json: add_cross_attention is true, which is not supported")
-    outputs = [f"weights.{layer}" for layer in range(config.n_layer)]
-    manifest = Manifest(
-        kind="text",
-        num_heads=config.n_head,
-        num_layers=config.n_layer,
-        embed_dim=config.n_embd,
-        key_dim=config.n_embd,
-        value_dim=config.n_embd,
-        head_dim=config.head_size,
-        max_length=config.n_positions,
-        outputs=Outputs(output="output", weights=outputs),
-        files={},
-    )
-    return Built(_GPT2(config, weights).graph(outputs).model(), manifest)
+    return _GPT2(config, weights).built()
 
 
 FAMILY = Family(
@@ -74,31 +62,28 @@ FAMILY = Family(
 )
 
 
-class _GPT2:
+class _GPT2(TextGraph):
     """Builds the graph of one model; the methods go from the tokens up."""
 
     def __init__(self, config: _Config, weights: Weights) -> None:
-        self._config = config
-        self._weights = weights
-        self._prefix = "transformer." if "transformer.wte.weight" in weights else ""
-        self._graph = Graph("gpt2")
-
-    def graph(self, weights_names: list[str]) -> Graph:
-        """The whole graph: three inputs, the last hidden state, and the weights by layer."""
-        graph, config = self._graph, self._config
-        ids, _, _ = (
-            graph.input(name, INT64, ["batch", "length"])
-            for name in ("input_ids", "attention_mask", "token_type_ids")
+        sizes = TextSizes(
+            width=config.n_embd,
+            layers=config.n_layer,
+            heads=config.n_head,
+            kv_heads=config.n_head,
+            head_size=config.head_size,
+            longest=config.n_positions,
         )
-        hidden = self._embeddings(ids)
-        bias = blocks.causal_bias(graph, ids, "causal_bias")
-        for layer, weights in enumerate(weights_names):
-            hidden = self._layer(layer, hidden, bias, weights)
-        output = self._norm("ln_f", hidden, "output")
-        graph.output(output, FLOAT, ["batch", "length", config.n_embd])
-        for weights in weights_names:
-            graph.output(weights, FLOAT, ["batch", config.n_head, "length", "keys"])
-        return graph
+        super().__init__("gpt2", sizes, weights, prefix="transformer.", first="wte.weight")
+        self._config = config
+
+    @override
+    def _output(self, inputs: Inputs) -> str:
+        hidden = self._embeddings(inputs.input_ids)
+        bias = blocks.causal_bias(self._graph, inputs.input_ids, "causal_bias")
+        for layer in range(self._config.n_layer):
+            hidden = self._layer(layer, hidden, bias)
+        return self._norm("ln_f", hidden, "output")
 
     def _embeddings(self, input_ids: str) -> str:
         """The sum of word and position: ``[B,L,E]``."""
@@ -109,13 +94,11 @@ class _GPT2:
         positions = blocks.positions(graph, graph.constant("wpe", table), input_ids, first=0)
         return graph.node("Add", words, positions, name="embeddings.output")
 
-    def _layer(self, layer: int, x: str, bias: str, weights: str) -> str:
+    def _layer(self, layer: int, x: str, bias: str) -> str:
         """One decoder layer: ``[B,L,E]`` → ``[B,L,E]``."""
         graph, config = self._graph, self._config
         theirs, ours, width = f"h.{layer}", f"layer.{layer}", config.n_embd
-        normed = self._norm(f"{theirs}.ln_1", x, f"{ours}.attention.normed")
-        context = self._attention(layer, normed, bias, weights)
-        merged = self._linear(f"{theirs}.attn.c_proj", context, (width, width))
+        merged = self._attended(layer, x, bias)
         middle = graph.node("Add", merged, x, name=f"{ours}.middle")
 
         normed = self._norm(f"{theirs}.ln_2", middle, f"{ours}.normed")
@@ -124,30 +107,24 @@ class _GPT2:
         narrow = self._linear(f"{theirs}.mlp.c_proj", active, (config.inner, width))
         return graph.node("Add", narrow, middle, name=f"{ours}.output")
 
-    def _attention(self, layer: int, x: str, bias: str, weights: str) -> str:
-        """Self-attention: ``[B,L,E]`` → the merged context ``[B,L,E]``."""
-        graph, config = self._graph, self._config
-        ours, width = f"layer.{layer}.attention", config.n_embd
-        all_parts = self._linear_of(f"h.{layer}.attn.c_attn", (width, 3 * width))
-        heads = []
-        for index, part in enumerate(("query", "key", "value")):
-            columns = slice(index * width, (index + 1) * width)
-            bias_part = None if all_parts.bias is None else all_parts.bias[columns]
-            own = Linear(all_parts.weight[columns], bias_part)
-            projected = blocks.linear(graph, x, own, f"{ours}.{part}")
-            split = f"{ours}.{part}_heads"
-            heads.append(
-                blocks.split_heads(graph, projected, config.n_head, config.head_size, split)
-            )
-        attended = blocks.attention(
-            graph,
-            (heads[0], heads[1], heads[2]),
-            scale=graph.constant(f"{ours}.scale", np.array(self._scale(layer), np.float32)),
-            bias=bias,
-            name=f"{ours}.",
-            names=Attended(f"{ours}.context", weights),
+    def _attended(self, layer: int, x: str, bias: str) -> str:
+        """Norm, self-attention and its projection: ``[B,L,E]`` → ``[B,L,E]``."""
+        ours, width = self._ours, self._config.n_embd
+        normed = self._norm(f"h.{layer}.ln_1", x, f"{ours}.normed")
+        joined = self._transposed(f"h.{layer}.attn.c_attn", (width, 3 * width))
+        query, key, value = self._split_joined(normed, joined)
+        made = Layer(
+            hidden=x,
+            query=query,
+            key=key,
+            value=value,
+            context=f"{ours}.context",
+            projection=f"layer.{layer}.attn.c_proj.weight",
+            scale=self._scale(layer),
+            is_causal=True,
         )
-        return blocks.merge_heads(graph, attended.context, width, f"{ours}.merged")
+        context = self._attention(made, bias)
+        return self._linear(f"h.{layer}.attn.c_proj", context, (width, width))
 
     def _scale(self, layer: int) -> float:
         config = self._config
@@ -156,19 +133,15 @@ class _GPT2:
 
     # --- Parameters by the names of transformers ---
 
-    def _take(self, name: str, shape: tuple[int, ...]) -> Parameter:
-        return self._weights.take(f"{self._prefix}{name}", shape)
-
-    def _linear_of(self, name: str, sizes: tuple[int, int]) -> Linear:
+    def _transposed(self, name: str, sizes: tuple[int, int]) -> Linear:
         # Stored as [in,out], the other way round than torch.nn.Linear has it.
         weight = self._take(f"{name}.weight", sizes)
         return Linear(weight.T, self._take(f"{name}.bias", sizes[1:]))
 
     def _linear(self, name: str, x: str, sizes: tuple[int, int]) -> str:
         ours = name.replace("h.", "layer.", 1)
-        return blocks.linear(self._graph, x, self._linear_of(name, sizes), ours)
+        return blocks.linear(self._graph, x, self._transposed(name, sizes), ours)
 
     def _norm(self, theirs: str, x: str, name: str) -> str:
-        width = (self._config.n_embd,)
-        norm = Norm(self._take(f"{theirs}.weight", width), self._take(f"{theirs}.bias", width))
-        return blocks.layer_norm(self._graph, x, norm, self._config.layer_norm_epsilon, name)
+        epsilon = self._config.layer_norm_epsilon
+        return blocks.layer_norm(self._graph, x, self._norm_of(theirs), epsilon, name)

@@ -18,7 +18,16 @@ from typing import TypeAlias
 import onnx
 from pydantic import ValidationError
 
-from attention_service.modules.exporters import bert, distilbert, gpt2, llama, multi_head, roberta
+from attention_service.modules.exporters import (
+    bert,
+    distilbert,
+    gpt2,
+    llama,
+    modernbert,
+    multi_head,
+    roberta,
+    storage,
+)
 from attention_service.modules.exporters.errors import ExportError
 from attention_service.modules.exporters.family import Built, Family
 from attention_service.modules.exporters.source import Source, is_local, locate, read
@@ -40,6 +49,7 @@ FAMILIES: tuple[Family, ...] = (
     distilbert.FAMILY,
     gpt2.FAMILY,
     llama.FAMILY,
+    modernbert.FAMILY,
     multi_head.FAMILY,
 )
 
@@ -61,6 +71,7 @@ def export(
     origin: str | None = None,
     expected_sha256: str | None = None,
     force: bool = False,
+    dtype: storage.StorageDtype = "float32",
     progress: Progress = _silent,
 ) -> Path:
     """Make a module of published weights.
@@ -76,6 +87,8 @@ def export(
         expected_sha256: the checksum that the weights' file must have; of several files that
             of the lines that ``sha256sum`` writes of them, by name.
         force: replace a module of that name.
+        dtype: what parameters are stored as; the module computes in float32 either way. What
+            ``float16`` changes of a short text's values is told with the last stage.
         progress: called with a stage in words and the fraction that is done, 0 to 1.
 
     Returns:
@@ -85,6 +98,8 @@ def export(
         ExportError: nothing was exported, and nothing of it is left in ``modules``.
     """
     target = _target(modules, name, force=force)
+    storage.check(dtype)
+    done = "done"
     try:
         progress("reading the source" if is_local(source) else "downloading the weights", 0.0)
         files = read(*locate(source))
@@ -99,15 +114,21 @@ def export(
             "source_sha256": checksum,
         }
         built = Built(built.model, built.manifest.model_copy(update=facts))
+        stored = (
+            Built(storage.as_float16(built.model), built.manifest) if dtype == "float16" else built
+        )
         with _aside(target) as folder:
             progress("writing the module", 0.6)
-            _write(folder, built, files)
+            _write(folder, stored, files)
             progress("verifying what was written", 0.8)
             _verify(folder)
+            if stored is not built:
+                progress("measuring what float16 changes", 0.9)
+                done = f"done: {_change(folder, built)}"
             _put(folder, target, force=force)
     except OSError as error:
         raise ExportError(f"reading or writing failed: {error}") from error
-    progress("done", 1.0)
+    progress(done, 1.0)
     return target
 
 
@@ -151,7 +172,10 @@ def _build(source: Source, num_heads: int | None) -> Built:
         found = "has no config.json and is not the state dict of a torch.nn.MultiheadAttention"
     else:
         found = f"has the model_type {source.config.get('model_type')!r}"
-    raise ExportError(f"{source.label} {found}; what can be exported: {known}")
+    raise ExportError(
+        f"{source.label} {found}; what can be exported: {known}; any other model: export it to "
+        "ONNX yourself and write module.json, see docs/models.md"
+    )
 
 
 # --- Files ---------------------------------------------------------------------------------
@@ -171,9 +195,21 @@ def _aside(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(folder: Path, built: Built, source: Source) -> None:
+def _write_model(folder: Path, model: onnx.ModelProto) -> Path:
+    path = folder / MODEL_FILE
     # Deterministic, so that the same weights give the same checksum.
-    (folder / MODEL_FILE).write_bytes(built.model.SerializeToString(deterministic=True))
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return path
+
+
+def _change(folder: Path, built: Built) -> storage.Change:
+    """What a module in a folder gives differently than the graph it was stored from."""
+    with _aside(folder) as beside:
+        return storage.measure(_write_model(beside, built.model), folder, built.manifest)
+
+
+def _write(folder: Path, built: Built, source: Source) -> None:
+    _write_model(folder, built.model)
     if built.manifest.kind == "text" and source.tokenizer_file is not None:
         shutil.copyfile(source.tokenizer_file, folder / TOKENIZER_FILE)
     for file in source.license_files:

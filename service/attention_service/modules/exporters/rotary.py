@@ -70,22 +70,22 @@ def _llama3(plain: Frequencies, given: Mapping[str, Any]) -> Frequencies:
     return found
 
 
-def angles(graph: Graph, input_ids: str, of: Frequencies) -> Angles:
+def angles(graph: Graph, input_ids: str, of: Frequencies, name: str = "rotary") -> Angles:
     """The angles of as many positions as there are tokens ``[B,L]``."""
     zero = graph.constant("position_zero", np.array(0, np.int64))
     step = graph.constant("position_step", np.array(1, np.int64))
     batch_axis = graph.constant("position_axes", np.array([0], np.int64))
-    length = graph.node("Shape", input_ids, name="rotary.length", start=1, end=2)
-    end = graph.node("Squeeze", length, batch_axis, name="rotary.end")
-    whole = graph.node("Range", zero, end, step, name="rotary.positions")
-    positions = graph.node("Cast", whole, name="rotary.float_positions", to=FLOAT)
+    length = graph.node("Shape", input_ids, name=f"{name}.length", start=1, end=2)
+    end = graph.node("Squeeze", length, batch_axis, name=f"{name}.end")
+    whole = graph.node("Range", zero, end, step, name=f"{name}.positions")
+    positions = graph.node("Cast", whole, name=f"{name}.float_positions", to=FLOAT)
     axis = graph.constant("last_axis_of_one", np.array([1], np.int64))
-    column = graph.node("Unsqueeze", positions, axis, name="rotary.column")
-    found = graph.node(
-        "Mul", column, graph.constant("rotary.frequencies", of), name="rotary.angles"
-    )
+    column = graph.node("Unsqueeze", positions, axis, name=f"{name}.column")
+    turns = graph.constant(f"{name}.frequencies", of)
+    found = graph.node("Mul", column, turns, name=f"{name}.angles")
     return Angles(
-        graph.node("Cos", found, name="rotary.cosine"), graph.node("Sin", found, name="rotary.sine")
+        graph.node("Cos", found, name=f"{name}.cosine"),
+        graph.node("Sin", found, name=f"{name}.sine"),
     )
 
 

@@ -30,6 +30,7 @@ class Weights:
         names = ", ".join(path.name for path in paths)
         self._files = f"{names} hold{'s' if len(paths) == 1 else ''}"
         self._tensors: dict[str, Array] = {}
+        self._taken: set[str] = set()
         for path in paths:
             found = _mapped(path)
             if twice := self._tensors.keys() & found.keys():
@@ -76,7 +77,12 @@ class Weights:
                 f"tensor {name!r}: expected one of {', '.join(FLOAT_DTYPES)}, "
                 f"found {tensor.dtype.name}; quantized weights are not supported"
             )
+        self._taken.add(name)
         return tensor.astype(np.float32, copy=False)
+
+    def left(self) -> list[str]:
+        """The tensors that were never taken, by name."""
+        return sorted(self._tensors.keys() - self._taken)
 
 
 def _mapped(path: Path) -> dict[str, Array]:

@@ -1,0 +1,1 @@
+"""What is computed of attention weights: ``units``, ``measures``, ``rollout``, ``flow``."""
