@@ -36,9 +36,11 @@ from attention_client.errors import (
 from attention_client.maps import attention_map
 from attention_client.merging import merge
 from attention_client.options import AttentionOptions
-from attention_client.results import AttentionResult, TextAttention, TopK
+from attention_client.results import AttentionResult, TopK
+from attention_client.text_results import LayerInputs, TextAttention
 from attention_wire.problems import FieldProblem
 from attention_wire.schemas import (
+    HeadClasses,
     ModuleInfo,
     ModuleList,
     PlanInfo,
@@ -46,7 +48,11 @@ from attention_wire.schemas import (
     Range,
     Return,
     ServiceInfo,
+    Statistics,
+    TextReturn,
+    TextWeightsSelection,
     WeightsSelection,
+    Words,
 )
 
 __version__ = _version("attention-service")
@@ -64,8 +70,10 @@ __all__ = [
     "ConnectionFailedError",
     "DeadlineExceededError",
     "FieldProblem",
+    "HeadClasses",
     "InvalidAnswerError",
     "InvalidRequestError",
+    "LayerInputs",
     "MethodNotAllowedError",
     "ModuleInfo",
     "ModuleList",
@@ -79,13 +87,17 @@ __all__ = [
     "ServerError",
     "ServiceDeadlineError",
     "ServiceInfo",
+    "Statistics",
     "TextAttention",
+    "TextReturn",
+    "TextWeightsSelection",
     "TooLargeError",
     "TopK",
     "UnauthorizedError",
     "UnavailableError",
     "UnsupportedMediaError",
     "WeightsSelection",
+    "Words",
     "__version__",
     "attention_map",
     "merge",

@@ -16,7 +16,7 @@ import httpx
 import numpy.typing as npt
 
 from attention_client import _calls, _fields
-from attention_client._calls import Indices, Texts
+from attention_client._calls import Heads, Indices, Texts
 from attention_client._messages import Answer
 from attention_client._protocol import Attempt, Call, Done, Exchange, Outcome
 from attention_client._settings import Settings
@@ -24,8 +24,9 @@ from attention_client._shards import divide
 from attention_client._traces import call_span, shards_span
 from attention_client._transport import arguments, errors_mapped, small_content
 from attention_client.errors import AttentionError
-from attention_client.options import AttentionOptions, ReturnSpec
-from attention_client.results import AttentionResult, TextAttention
+from attention_client.options import AttentionOptions, ReturnSpec, TextReturnSpec
+from attention_client.results import AttentionResult
+from attention_client.text_results import TextAttention, Unit
 from attention_wire.schemas import ModuleInfo, ModuleList, ServiceInfo
 
 T = TypeVar("T")
@@ -155,8 +156,10 @@ class AsyncAttentionClient:
         module: str | None = None,
         layers: Indices = "all",
         heads: Indices = "all",
+        unit: Unit = "token",
+        ablate: Heads | None = None,
         truncate: bool = False,
-        return_: ReturnSpec | None = None,
+        return_: TextReturnSpec | None = None,
         timeout: float | None = None,
     ) -> TextAttention: ...
 
@@ -169,8 +172,10 @@ class AsyncAttentionClient:
         module: str | None = None,
         layers: Indices = "all",
         heads: Indices = "all",
+        unit: Unit = "token",
+        ablate: Heads | None = None,
         truncate: bool = False,
-        return_: ReturnSpec | None = None,
+        return_: TextReturnSpec | None = None,
         timeout: float | None = None,
     ) -> list[TextAttention]: ...
 
@@ -182,8 +187,10 @@ class AsyncAttentionClient:
         module: str | None = None,
         layers: Indices = "all",
         heads: Indices = "all",
+        unit: Unit = "token",
+        ablate: Heads | None = None,
         truncate: bool = False,
-        return_: ReturnSpec | None = None,
+        return_: TextReturnSpec | None = None,
         timeout: float | None = None,
     ) -> TextAttention | list[TextAttention]:
         """What a model attends to in a text; see :meth:`AttentionClient.text_attention`.
@@ -202,6 +209,8 @@ class AsyncAttentionClient:
                 module=module,
                 layers=layers,
                 heads=heads,
+                unit=unit,
+                ablate=ablate,
                 truncate=truncate,
                 return_=return_,
                 timeout=timeout,

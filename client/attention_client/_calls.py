@@ -18,6 +18,7 @@ from attention_client._fields import of_options, of_return
 from attention_client._messages import Answer, Request, parse_server_timing
 from attention_client._protocol import Call
 from attention_client._settings import check_timeout
+from attention_client._texts import Asked, arrays_of, text_result
 from attention_client.errors import (
     AttentionError,
     ConnectionFailedError,
@@ -25,9 +26,10 @@ from attention_client.errors import (
     InvalidAnswerError,
     ServerError,
 )
-from attention_client.options import ReturnSpec
-from attention_client.results import AttentionResult, TextAttention
-from attention_wire import bodies, schemas
+from attention_client.options import ReturnSpec, TextReturnSpec
+from attention_client.results import AttentionResult
+from attention_client.text_results import TextAttention, Unit
+from attention_wire import bodies
 from attention_wire.problems import ProblemError
 from attention_wire.schemas import (
     AttentionAnswer,
@@ -36,13 +38,12 @@ from attention_wire.schemas import (
     ModuleList,
     ServiceInfo,
     TextAnswer,
-    TextResult,
 )
-from attention_wire.tensors import Array
 from attention_wire.validation import validate
 
 Texts: TypeAlias = list[str] | tuple[str, ...]
 Indices: TypeAlias = Literal["all"] | Sequence[int] | npt.NDArray[np.integer[Any]]
+Heads: TypeAlias = Sequence[tuple[int, int]] | Sequence[list[int]] | npt.NDArray[np.integer[Any]]
 Model = TypeVar("Model", bound=BaseModel)
 _MODULES = "/v1/modules"
 
@@ -94,8 +95,10 @@ def text_attention(
     layers: Indices,
     heads: Indices,
     truncate: bool,
-    return_: ReturnSpec | None,
+    return_: TextReturnSpec | None,
     timeout: float | None,
+    unit: Unit = "token",
+    ablate: Heads | None = None,
 ) -> Call[TextAttention | list[TextAttention]]:
     """``POST /v1/text/attention``: one result for a string, a list of them for a list."""
     fields = {
@@ -104,10 +107,11 @@ def text_attention(
         "module": module,
         "layers": None if isinstance(layers, str) and layers == "all" else plain(layers),
         "heads": None if isinstance(heads, str) and heads == "all" else plain(heads),
+        "unit": None if unit == "token" else unit,
+        "ablate": plain(ablate),
         "truncate": truncate or None,
         "return": of_return(return_),
     }
-    chosen = fields["layers"], fields["heads"]
     texts = [text] if isinstance(text, str) else list(text)
     pairs: Sequence[str | None]
     if isinstance(text_pair, str) or text_pair is None:
@@ -116,7 +120,7 @@ def text_attention(
         pairs = list(text_pair)
 
     def parse(answer: Answer) -> TextAttention | list[TextAttention]:
-        results = _text_results(answer, texts, pairs, chosen)
+        results = _text_results(answer, texts, pairs, Asked.of(fields))
         return results[0] if isinstance(text, str) else results
 
     return Call(_post("/v1/text/attention", fields), parse, _seconds(timeout))
@@ -207,7 +211,7 @@ def _model(model: type[Model]) -> Callable[[Answer], Model]:
 def _attention_result(answer: Answer) -> AttentionResult:
     read = _read(AttentionAnswer, answer)
     return AttentionResult(
-        arrays=_arrays(read),
+        arrays=arrays_of(read),
         module=read.module,
         provider=read.provider,
         request_id=answer.request_id,
@@ -217,53 +221,18 @@ def _attention_result(answer: Answer) -> AttentionResult:
 
 
 def _text_results(
-    answer: Answer,
-    texts: Sequence[str],
-    pairs: Sequence[str | None],
-    chosen: tuple[list[int] | None, list[int] | None],
+    answer: Answer, texts: Sequence[str], pairs: Sequence[str | None], asked: Asked
 ) -> list[TextAttention]:
     read = _read(TextAnswer, answer)
     if not len(read.results) == len(texts) == len(pairs):
         raise InvalidAnswerError(f"{len(read.results)} results for {len(texts)} texts")
-    timing = parse_server_timing(answer.headers.get("server-timing", ""))
+    about = {
+        "module": read.module,
+        "provider": read.provider,
+        "request_id": answer.request_id,
+        "server_timing": parse_server_timing(answer.headers.get("server-timing", "")),
+    }
     return [
-        TextAttention(
-            arrays=_arrays(result),
-            module=read.module,
-            provider=read.provider,
-            request_id=answer.request_id,
-            server_timing=timing,
-            text=text,
-            text_pair=pair,
-            layers=_numbers(chosen, result, 0),
-            heads=_numbers(chosen, result, 1),
-            **{name: getattr(result, name) for name in _TOKEN_FIELDS},
-        )
+        text_result(result, asked, text=text, text_pair=pair, **about)
         for result, text, pair in zip(read.results, texts, pairs, strict=True)
     ]
-
-
-def _numbers(
-    chosen: tuple[list[int] | None, list[int] | None], result: TextResult, axis: int
-) -> list[int]:
-    """The numbers of the layers or heads along an axis of a result's weights."""
-    if result.weights is None:
-        return []
-    return chosen[axis] or list(range(result.weights.shape[axis]))
-
-
-_TOKEN_FIELDS = (
-    "tokens", "token_ids", "offsets", "word_ids", "special_tokens_mask", "segments",
-)  # fmt: skip
-
-
-def _arrays(answer: BaseModel) -> dict[str, Array]:
-    """The arrays of an answer by their names, those that are there; of a top k, dotted names."""
-    arrays: dict[str, Array] = {}
-    for name in type(answer).model_fields:
-        value = getattr(answer, name)
-        if isinstance(value, np.ndarray):
-            arrays[name] = value
-        elif isinstance(value, schemas.TopK):
-            arrays |= {f"{name}.{part}": array for part, array in _arrays(value).items()}
-    return arrays

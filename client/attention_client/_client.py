@@ -14,7 +14,7 @@ import httpx
 import numpy.typing as npt
 
 from attention_client import _calls, _fields
-from attention_client._calls import Indices, Texts
+from attention_client._calls import Heads, Indices, Texts
 from attention_client._messages import Answer, Received
 from attention_client._protocol import Attempt, Call, Done, Exchange, Outcome
 from attention_client._settings import Settings
@@ -23,8 +23,9 @@ from attention_client._traces import call_span, shards_span
 from attention_client._transport import arguments, errors_mapped, small_content
 from attention_client._wide import wide_client
 from attention_client.errors import AttentionError
-from attention_client.options import AttentionOptions, ReturnSpec
-from attention_client.results import AttentionResult, TextAttention
+from attention_client.options import AttentionOptions, ReturnSpec, TextReturnSpec
+from attention_client.results import AttentionResult
+from attention_client.text_results import TextAttention, Unit
 from attention_wire.schemas import ModuleInfo, ModuleList, ServiceInfo
 
 T = TypeVar("T")
@@ -217,8 +218,10 @@ class AttentionClient:
         module: str | None = None,
         layers: Indices = "all",
         heads: Indices = "all",
+        unit: Unit = "token",
+        ablate: Heads | None = None,
         truncate: bool = False,
-        return_: ReturnSpec | None = None,
+        return_: TextReturnSpec | None = None,
         timeout: float | None = None,
     ) -> TextAttention: ...
 
@@ -231,8 +234,10 @@ class AttentionClient:
         module: str | None = None,
         layers: Indices = "all",
         heads: Indices = "all",
+        unit: Unit = "token",
+        ablate: Heads | None = None,
         truncate: bool = False,
-        return_: ReturnSpec | None = None,
+        return_: TextReturnSpec | None = None,
         timeout: float | None = None,
     ) -> list[TextAttention]: ...
 
@@ -244,8 +249,10 @@ class AttentionClient:
         module: str | None = None,
         layers: Indices = "all",
         heads: Indices = "all",
+        unit: Unit = "token",
+        ablate: Heads | None = None,
         truncate: bool = False,
-        return_: ReturnSpec | None = None,
+        return_: TextReturnSpec | None = None,
         timeout: float | None = None,
     ) -> TextAttention | list[TextAttention]:
         """What a trained text model attends to in a text.
@@ -256,13 +263,20 @@ class AttentionClient:
             module: a text module; by default the service's, or its only one.
             layers: the layers to return, from 0, in this order.
             heads: the heads to return of each layer, from 0, in this order.
+            unit: what rows and columns are: tokens, or words.
+            ablate: the layer and head of each head to switch off: its context is zeroed.
+                What is returned is what the model then computes, and ``change`` says how its
+                output differs.
             truncate: cut a text that is too long rather than refuse it.
-            return_: what to compute, as in :meth:`attention`.
+            return_: what to compute: ``output``, ``weights`` (both by default; a selection
+                may have ``queries``, ``reduce``, ``top_k`` and ``value_weighted``),
+                ``entropy``, ``statistics``, ``classes``, ``rollout``, ``flow``, ``blocks``
+                and ``inputs``; see :class:`attention_client.TextReturn`.
             timeout: seconds for this call, in place of the client's.
 
         Returns:
-            One result for a string, a list of them for a list: tokens, ``output`` [L, E] and
-            ``weights`` [layers, heads, L, L], float32. Printing one draws a map.
+            One result for a string, a list of them for a list: tokens, by default ``output``
+            [L, E] and ``weights`` [layers, heads, L, L], float32. Printing one draws a map.
 
         Raises:
             NotFoundError: the service has no text module, or none of that name.
@@ -278,6 +292,18 @@ class AttentionClient:
             ...
             >>> [len(each.tokens) for each in client.text_attention(["a cat", "a black cat"])]
             [4, 5]
+
+            Numbers for each head, and nothing else:
+
+            >>> asked = {"output": False, "weights": False, "entropy": True, "classes": True}
+            >>> result = client.text_attention("The cat sat.", return_=asked)
+            >>> result
+            TextAttention(tokens=6, entropy=float32[6, 12, 6], classes, module=...)
+
+            How the output changes where two heads are switched off:
+
+            >>> client.text_attention("The cat sat.", ablate=[(0, 3), (5, 7)]).change.shape
+            (6, 384)
         """
         return self._run(
             _calls.text_attention(
@@ -286,6 +312,8 @@ class AttentionClient:
                 module=module,
                 layers=layers,
                 heads=heads,
+                unit=unit,
+                ablate=ablate,
                 truncate=truncate,
                 return_=return_,
                 timeout=timeout,

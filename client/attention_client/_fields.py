@@ -10,8 +10,8 @@ from typing import Any
 import numpy.typing as npt
 
 from attention_client._arrays import integers, mask, plain, tensor
-from attention_client.options import AttentionOptions, ReturnSpec
-from attention_wire.schemas import Return
+from attention_client.options import AttentionOptions, ReturnSpec, TextReturnSpec
+from attention_wire.schemas import Return, TextReturn
 
 
 def of_attention(
@@ -44,9 +44,9 @@ def of_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def of_return(return_: ReturnSpec | None) -> Any:
+def of_return(return_: ReturnSpec | TextReturnSpec | None) -> Any:
     """The field `return`."""
-    if isinstance(return_, Return):
+    if isinstance(return_, Return | TextReturn):
         return return_.model_dump(mode="json", by_alias=True, exclude_unset=True)
     return plain(return_)
 

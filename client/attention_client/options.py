@@ -7,9 +7,10 @@ from typing import Any, TypeAlias, TypedDict
 
 import numpy.typing as npt
 
-from attention_wire.schemas import Return, SoftmaxPrecision
+from attention_wire.schemas import Return, SoftmaxPrecision, TextReturn
 
 ReturnSpec: TypeAlias = Mapping[str, Any] | Return
+TextReturnSpec: TypeAlias = Mapping[str, Any] | TextReturn
 
 
 class AttentionOptions(TypedDict, total=False):

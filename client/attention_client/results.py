@@ -1,16 +1,33 @@
-"""What the client's calls give back."""
+"""What the client's calls over tensors give back, and what every call does."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from attention_client.errors import NotReturnedError
-from attention_client.maps import attention_map
 from attention_wire.schemas import PlanInfo
 from attention_wire.tensors import Array, dtype_name
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class TopK:
+    """The k largest weights of each row; H is 1 after a reduction.
+
+    Attributes:
+        indices: [B, H, L, k] int32, the keys by falling weight; for rank 2 [L, k]; of a text
+            [layers, heads, L, k].
+        values: as indices, their weights, in the query's dtype.
+        rest: [B, H, L] or [L], what the other keys have: the row's sum less the values; float32,
+            or float64 for float64.
+    """
+
+    indices: Array
+    values: Array
+    rest: Array
+
+    def __repr__(self) -> str:
+        return f"TopK({', '.join(shapes(vars(self)))})"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,74 +58,6 @@ class Returned:
             NotReturnedError: the call did not ask for it.
         """
         return self._array("output")
-
-    @property
-    def weights(self) -> Array:
-        """The attention weights, softmax of the scores.
-
-        Raises:
-            NotReturnedError: the call did not ask for them.
-        """
-        return self._array("weights")
-
-    def _array(self, name: str, cure: str | None = None) -> Array:
-        try:
-            return self.arrays[name]
-        except KeyError:
-            raise self._not_returned(name, cure or f"{{{name!r}: True}}") from None
-
-    def _not_returned(self, name: str, cure: str) -> NotReturnedError:
-        have = ", ".join(self.arrays) or "none"
-        reason = f"not asked for; call with return_={cure}"
-        if self.module is not None and name not in {"output", "weights"}:
-            reason = "modules give output and weights only"
-        return NotReturnedError(f"{name}: {reason} (there: {have})", name=name, obj=self)
-
-    def _summary(self) -> list[str]:
-        """The parts of a repr: shapes rather than numbers."""
-        parts = _shapes(self.arrays)
-        known = {"module": self.module, "provider": self.provider, "request_id": self.request_id}
-        return parts + [f"{name}={value!r}" for name, value in known.items() if value is not None]
-
-
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class TopK:
-    """The k largest weights of each row; H is 1 after a reduction.
-
-    Attributes:
-        indices: [B, H, L, k] int32, the keys by falling weight; for rank 2 [L, k].
-        values: [B, H, L, k], their weights, in the query's dtype; for rank 2 [L, k].
-        rest: [B, H, L] or [L], what the other keys have: the row's sum less the values; float32,
-            or float64 for float64.
-    """
-
-    indices: Array
-    values: Array
-    rest: Array
-
-    def __repr__(self) -> str:
-        return f"TopK({', '.join(_shapes(vars(self)))})"
-
-
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class AttentionResult(Returned):
-    """Outputs and attention weights of a call with tensors.
-
-    ``output`` has the query's rank and dtype; ``weights`` is [B, Hq, L, T], or [L, T] for a
-    query of rank 2, or the part of it that was asked for. Each row sums to 1, less what a sink
-    takes, or to 0 where everything was masked.
-
-    Example:
-        >>> result = client.attention([[1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]], [[1.0], [2.0]])
-        >>> result
-        AttentionResult(output=float32[1, 1], weights=float32[1, 2], provider=...)
-        >>> result.weights.shape
-        (1, 2)
-        >>> sorted(result.server_timing)
-        ['compute', 'parse', 'queue', 'serialize']
-    """
-
-    _plan: PlanInfo | None = None
 
     @property
     def weights(self) -> Array:
@@ -143,6 +92,46 @@ class AttentionResult(Returned):
         except KeyError:
             raise self._not_returned("top_k", "{'weights': {'top_k': 8}}") from None
         return TopK(**parts)
+
+    def _array(self, name: str, cure: str | None = None) -> Array:
+        try:
+            return self.arrays[name]
+        except KeyError:
+            raise self._not_returned(name, cure or f"{{{name!r}: True}}") from None
+
+    def _not_returned(self, name: str, cure: str) -> NotReturnedError:
+        have = ", ".join(self.arrays) or "none"
+        reason = f"not asked for; call with return_={cure}"
+        if self.module is not None and name not in {"output", "weights"}:
+            reason = "modules give output and weights only"
+        return NotReturnedError(f"{name}: {reason} (there: {have})", name=name, obj=self)
+
+    def _summary(self) -> list[str]:
+        """The parts of a repr: shapes rather than numbers."""
+        parts = shapes(self.arrays)
+        known = {"module": self.module, "provider": self.provider, "request_id": self.request_id}
+        return parts + [f"{name}={value!r}" for name, value in known.items() if value is not None]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class AttentionResult(Returned):
+    """Outputs and attention weights of a call with tensors.
+
+    ``output`` has the query's rank and dtype; ``weights`` is [B, Hq, L, T], or [L, T] for a
+    query of rank 2, or the part of it that was asked for. Each row sums to 1, less what a sink
+    takes, or to 0 where everything was masked.
+
+    Example:
+        >>> result = client.attention([[1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]], [[1.0], [2.0]])
+        >>> result
+        AttentionResult(output=float32[1, 1], weights=float32[1, 2], provider=...)
+        >>> result.weights.shape
+        (1, 2)
+        >>> sorted(result.server_timing)
+        ['compute', 'parse', 'queue', 'serialize']
+    """
+
+    _plan: PlanInfo | None = None
 
     @property
     def lse(self) -> Array:
@@ -204,126 +193,6 @@ class AttentionResult(Returned):
         return f"AttentionResult({', '.join(self._summary())})"
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class TextAttention(Returned):
-    """Tokens of a text and what a trained model attends to in it.
-
-    ``output`` is the last hidden state, [L, E]; ``weights`` is [layers, heads, L, L], of the
-    layers and heads that were asked for, in the order asked. Printing it draws a map.
-
-    Attributes:
-        text: the text that was sent.
-        text_pair: the second text of a pair, if one was sent.
-        tokens: L tokens as the model's vocabulary writes them.
-        token_ids: their numbers in the vocabulary.
-        offsets: the span of each token in its text, in characters.
-        word_ids: the word that each token belongs to; None for special tokens.
-        special_tokens_mask: 1 for tokens that stand in no text, such as ``[CLS]``.
-        segments: 0 for a token of the text, 1 of the pair; None for special tokens.
-        layers: the number in the model of each layer of ``weights``.
-        heads: the number in the model of each head of ``weights``.
-
-    Example:
-        >>> result = client.text_attention("The cat sat.")
-        >>> result
-        TextAttention(tokens=6, output=float32[6, 384], weights=float32[6, 12, 6, 6], module=...)
-        >>> result.tokens
-        ['[CLS]', 'the', 'cat', 'sat', '.', '[SEP]']
-        >>> result.text[slice(*result.offsets[2])]
-        'cat'
-    """
-
-    text: str
-    text_pair: str | None
-    tokens: list[str]
-    token_ids: list[int]
-    offsets: list[tuple[int, int]]
-    word_ids: list[int | None]
-    special_tokens_mask: list[int]
-    segments: list[int | None]
-    layers: list[int]
-    heads: list[int]
-
-    def head(self, layer: int, head: int) -> Array:
-        """The weights of one head, [L, L]: rows are queries, columns are keys.
-
-        Args:
-            layer: which of the returned layers, from 0; negative counts from the last.
-            head: which of the returned heads, likewise.
-
-        Raises:
-            IndexError: not so many were returned.
-            NotReturnedError: the call asked for no weights.
-
-        Example:
-            >>> result = client.text_attention("The cat sat.", layers=[5], heads=[0, 7])
-            >>> result.head(0, 1).shape  # layer 5, head 7
-            (6, 6)
-        """
-        one: Array = self._selected(layer, head)[0, 0]
-        return one
-
-    def map(self, layer: int | None = None, head: int | None = None) -> str:
-        """An attention map in plain characters: rows are queries, columns are keys.
-
-        Special tokens such as ``[CLS]`` often draw most of the attention. They are drawn,
-        but shades are relative to the largest weight on any other token.
-
-        Args:
-            layer: which of the returned layers, as in :meth:`head`; the mean of all by default.
-            head: which of the returned heads; the mean of all by default.
-
-        Returns:
-            Lines of at most 100 columns. Of a text that is too long the first tokens are
-            drawn, and the last line says so.
-
-        Raises:
-            IndexError: not so many were returned.
-            NotReturnedError: the call asked for no weights.
-
-        Example:
-            >>> result = client.text_attention("The cat sat.")
-            >>> print(result.map(layer=0))
-            layer 0, mean of 12 heads; rows: queries, columns: keys
-            ...
-            [SEP] ...
-        """
-        weights = self._selected(layer, head)
-        return attention_map(
-            self.tokens,
-            weights.mean((0, 1), dtype=np.float64),
-            special=self.special_tokens_mask,
-            caption=f"{_chosen('layer', layer, self.layers)}, {_chosen('head', head, self.heads)}",
-        )
-
-    def _selected(self, layer: int | None, head: int | None) -> Array:
-        """The weights of one layer or all, one head or all, [layers, heads, L, L]."""
-        weights = self.weights
-        chosen = [slice(None), slice(None)]
-        for axis, (name, index) in enumerate((("layer", layer), ("head", head))):
-            count = weights.shape[axis]
-            if index is None:
-                continue
-            if not -count <= index < count:
-                raise IndexError(f"{name} {index}: {count} were returned, 0 to {count - 1}")
-            chosen[axis] = slice(index % count, index % count + 1)
-        selected: Array = weights[tuple(chosen)]
-        return selected
-
-    def __repr__(self) -> str:
-        return f"TextAttention({', '.join([f'tokens={len(self.tokens)}', *self._summary()])})"
-
-    def __str__(self) -> str:
-        return self.map() if "weights" in self.arrays else repr(self)
-
-
-def _shapes(arrays: Mapping[str, Array]) -> list[str]:
+def shapes(arrays: Mapping[str, Array]) -> list[str]:
     """Arrays as a repr shows them."""
     return [f"{name}={dtype_name(array)}{list(array.shape)}" for name, array in arrays.items()]
-
-
-def _chosen(name: str, index: int | None, numbers: list[int]) -> str:
-    """Which layer or head of the model is drawn."""
-    if index is None and len(numbers) > 1:
-        return f"mean of {len(numbers)} {name}s"
-    return f"{name} {numbers[index or 0]}"

@@ -27,10 +27,8 @@ def give_back_freed() -> bool:
     Returns:
         Whether it could be set: false where the C library is another than glibc.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
+    library = _glibc()
+    if library is None:
         return False
     limits = {
         _M_MMAP_THRESHOLD: _MAPPED_BYTES,
@@ -38,3 +36,25 @@ def give_back_freed() -> bool:
         _M_ARENA_MAX: _ARENAS,
     }
     return all(library.mallopt(name, limit) for name, limit in limits.items())
+
+
+def give_back_now() -> bool:
+    """Give back all whole pages that are free, also those between others that are not.
+
+    After what leaves a lot behind in small pieces, such as loading a model (malloc_trim(3)).
+
+    Returns:
+        Whether it could be done: false where the C library is another than glibc.
+    """
+    library = _glibc()
+    if library is None:
+        return False
+    library.malloc_trim(0)
+    return True
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "gnu_get_libc_version") else None

@@ -11,9 +11,10 @@ import pkgutil
 import pytest
 
 import attention_client
+import attention_wire.maps
 from attention_client import AsyncAttentionClient, AttentionClient
 
-MODULES = [attention_client] + [
+MODULES = [attention_client, attention_wire.maps] + [
     importlib.import_module(f"attention_client.{found.name}")
     for found in pkgutil.iter_modules(attention_client.__path__)
 ]
@@ -51,7 +52,7 @@ def test_every_public_call_has_an_example() -> None:
         assert name in EXAMPLES
         missing = [method for method in methods(kind) if f"{name}.{method}" not in EXAMPLES]
         assert not missing, name
-    assert "attention_client.maps.attention_map" in EXAMPLES
+    assert "attention_wire.maps.attention_map" in EXAMPLES
     assert "attention_client.results.AttentionResult" in EXAMPLES
 
 

@@ -157,7 +157,7 @@ def test_check(command: Command) -> None:
 
 
 def test_attend_to_a_text(command: Command, text_module: Path) -> None:
-    words = ("attend", "The cat sat.", "--modules", text_module)
+    words = ("attend", "The cat sat.", "--json", "--modules", text_module)
     result = command(*words, "--layer", "3", "--head", "1")
     assert (result.returncode, result.stderr) == (0, "")
     answer = json.loads(result.stdout)

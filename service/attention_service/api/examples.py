@@ -116,6 +116,28 @@ TEXT_ATTENTION: Examples = {
         heads=[5],
         **{"return": {"output": False, "weights": True}},
     ),
+    "analyses": _example(
+        "Of words: the three that each attends to most, the mean over the heads, and what kind of "
+        "head each is",
+        text="The cat sat on the mat. The cat sat again.",
+        unit="word",
+        layers=[2, 3],
+        **{
+            "return": {
+                "output": False,
+                "weights": {"reduce": "mean", "top_k": 3},
+                "statistics": True,
+                "classes": True,
+            }
+        },
+    ),
+    "ablation": _example(
+        "What the model gives without two of its heads, and how that differs",
+        text="The cat sat on the mat.",
+        ablate=[[2, 1], [3, 1]],
+        layers=[5],
+        heads=[0],
+    ),
     "pairs": _example(
         "Two pairs of texts in one call",
         text=["Where is the cat?", "Who sat?"],

@@ -126,6 +126,14 @@ class Session:
         }
 
 
+class _InferenceSession(onnxruntime.InferenceSession):  # type: ignore[misc]  # it has no types
+    """A session that does not keep the file that it was made of."""
+
+    def forget_model(self) -> None:
+        """Let it go: it is kept to make the session again on other providers."""
+        self._model_bytes = None
+
+
 class Engine:
     """Makes sessions on one provider and keeps those of the attention kernels.
 
@@ -316,10 +324,12 @@ def _share_arena(lanes: int) -> None:
 
 def _session(
     source: str | bytes, options: onnxruntime.SessionOptions, provider: str
-) -> onnxruntime.InferenceSession:
+) -> _InferenceSession:
     providers = list(dict.fromkeys([provider, PROVIDERS["cpu"]]))
     given = [_PROVIDER_OPTIONS.get(name, {}) for name in providers]
-    return onnxruntime.InferenceSession(source, options, providers, given)
+    session = _InferenceSession(source, options, providers, given)
+    session.forget_model()
+    return session
 
 
 def _provider_that_runs(session: onnxruntime.InferenceSession) -> str:

@@ -17,7 +17,7 @@ from attention_service.modules.analyses.flow import flow
 from attention_service.modules.analyses.units import Units
 from attention_service.modules.asked import Asked
 from attention_service.modules.layered import Forward, LayeredModel, wanted
-from attention_service.modules.selected import EntropyOfRows, SelectedWeights
+from attention_service.modules.selected import SelectedWeights
 from attention_service.modules.tokens import Tokens, feeds
 from attention_service.modules.whole import WholeForward, WholeModel
 from attention_wire.tensors import Array
@@ -170,8 +170,9 @@ class Analysis:
         if asked.selection is not None and asked.selection.value_weighted:
             carried = _layered(forward).carried()[0][list(heads)][:, None]
 
-        length = len(self._tokens)
-        blocks = list(units.blocks(max(1, _BLOCK_ELEMENTS // (len(heads) * length))))
+        # A text may have no tokens at all, where a tokenizer adds none of its own.
+        row = len(heads) * max(len(self._tokens), 1)
+        blocks = list(units.blocks(max(1, _BLOCK_ELEMENTS // row)))
         context = None
         if needs_context and isinstance(forward, Forward):
             context = forward.empty_context()
@@ -197,7 +198,7 @@ class Analysis:
         """What takes in the weights of every head, by the names of the result."""
         asked, units = self._asked.returns, self._units
         kinds: dict[str, Callable[[int, Units], Tap]] = {
-            "entropy": EntropyOfRows,
+            "entropy": measures.Entropy,
             "statistics": measures.Statistics,
             "classes": measures.Classes,
             "blocks": measures.Blocks,

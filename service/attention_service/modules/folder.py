@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from attention_service.attention.engine import Engine
+from attention_service.heap import give_back_now
 from attention_service.modules.loading import Module, ModuleError, load
 from attention_service.modules.repository import Repository
 
@@ -123,6 +124,8 @@ class ModuleFolder:
             if old is not None:
                 logger.error("module %s: what it was before serves on", name)
             return _Held(fingerprint, old, str(error))
+        finally:
+            give_back_now()
         if before is not None:
             logger.info("module %s is taken up anew", name)
         return _Held(fingerprint, module, None)

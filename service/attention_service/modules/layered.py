@@ -29,8 +29,10 @@ from attention_wire.schemas import ModuleInfo
 from attention_wire.tensors import Array
 
 _FLOAT32 = np.dtype(np.float32)
-# Scores of a layer that are formed at once: a wait for tiles would be most of what they take.
+# Scores of a layer that are formed at once, by all threads: a wait for tiles would be most of
+# what they take. More of them, where every weight is wanted anyway: that is some milliseconds.
 _SMALL_BYTES = 2**21
+_WHOLE_BYTES = 2**24
 # Threads of all segments together: each has its own, which sleep while others run.
 _MOST_THREADS = 512
 
@@ -69,6 +71,14 @@ class LayeredModel:
         threads = min(engine.threads, 1 + _MOST_THREADS // (len(layers) + 1))
         segments = [engine.load(segment, threads) for segment in graph.segments()]
         return cls(layers, segments, engine, num_heads, norms)
+
+    def try_text(self, tokens: Tokens) -> None:
+        """Run a text as far as its embeddings go, which is where a position may be missing.
+
+        Raises:
+            EngineError: it does not run.
+        """
+        self.begin(feeds([tokens]), [len(tokens)], never)
 
     def shapes(self, texts: Sequence[Tokens], info: ModuleInfo) -> Probe:
         """The shapes of what a run over texts of one length gives, and those expected."""
@@ -116,10 +126,6 @@ class LayeredModel:
         heads = np.empty((batch, self.num_heads, length, head_size), np.float32)
         call = _call(self.layers[0], (heads, heads, heads), [length] * batch, wants)
         return plan(call, self.engine.target(_FLOAT32))
-
-    def is_small(self, rows: int, keys: int) -> bool:
-        """Whether the scores of so many rows are formed at once, by all threads."""
-        return 4 * self.num_heads * rows * keys <= _SMALL_BYTES
 
 
 class Forward:
@@ -177,16 +183,21 @@ class Forward:
             Cancelled: the call is over.
         """
         count, length = self.heads[0].shape[1:3]
-        if self._is_small:
-            found = self._at_once("output", "weights") if output else self._at_once("weights")
+        every = list(range(count))
+        is_every = all(list(own) == every for own in heads)
+        names = ("output", "weights") if output else ("weights",)
+        if self._takes_at_most(_WHOLE_BYTES if is_every else _SMALL_BYTES):
+            place = into[0] if len(into) == 1 and is_every else None
+            found = self._at_once(names, place)
         elif len(into) == 1:
             wants = wanted(heads[0], length, output=output, weights=True)
             return self.attend(wants, {"weights": into[0][None]}).get("output")
         else:
-            found = self.attend(wanted(range(count), length, output=output, weights=True))
+            found = self.attend(wanted(every, length, output=output, weights=True))
         for row, (own, place) in enumerate(zip(heads, into, strict=True)):
-            size = place.shape[-1]
-            place[...] = found["weights"][row][list(own), :size, :size]
+            size, weights = place.shape[-1], found["weights"][row]
+            if not np.shares_memory(weights, place):
+                place[...] = weights[list(own), :size, :size]
         return found.get("output")
 
     def attend_rows(
@@ -203,8 +214,8 @@ class Forward:
             Cancelled: the call is over.
         """
         engine, (query, key, value) = self._model.engine, self.heads
-        if self._is_small:
-            found = self._at_once("output", "weights")
+        if self._takes_at_most(_SMALL_BYTES):
+            found = self._at_once(("output", "weights"))
             if context is not None:
                 context[...] = found["output"]
             for block in rows:
@@ -233,8 +244,8 @@ class Forward:
         Raises:
             Cancelled: the call is over.
         """
-        if self._is_small:
-            return self._at_once("output")["output"]
+        if self._takes_at_most(_SMALL_BYTES):
+            return self._at_once(("output",))["output"]
         return self.attend(wanted((), 0, output=True, weights=False))["output"]
 
     def empty_context(self) -> Array:
@@ -269,13 +280,18 @@ class Forward:
         layer = self.options
         self._run({layer.context: context, layer.hidden: self._hidden})
 
-    @property
-    def _is_small(self) -> bool:
-        batch, _, length, _ = self.heads[0].shape
-        return self._model.is_small(batch * length, length)
+    def _takes_at_most(self, size: int) -> bool:
+        """Whether there are scores, and all of this layer are no more than so many bytes."""
+        batch, count, length, _ = self.heads[0].shape
+        return bool(0 < 4 * batch * count * length**2 <= size)
 
-    def _at_once(self, *outputs: str) -> dict[str, Array]:
-        """``output`` ``[B,H,L,Dv]`` and ``weights`` ``[B,H,L,L]`` by one run of a graph."""
+    def _at_once(self, outputs: tuple[str, ...], place: Array | None = None) -> dict[str, Array]:
+        """``output`` ``[B,H,L,Dv]`` and ``weights`` ``[B,H,L,L]`` by one run of a graph.
+
+        Args:
+            outputs: which of them.
+            place: where the weights are written, if that is one piece; None for anywhere.
+        """
         (batch, count, length, _), layer = self.heads[0].shape, self.options
         kv_heads = self.heads[1].shape[1]
         feeds = {
@@ -292,7 +308,10 @@ class Forward:
         if bias is not None:
             feeds["bias"] = bias
         spec = TileSpec("float32", tuple(sorted(outputs)), "none" if bias is None else "all")
-        found = self._model.engine.session(spec, is_wide=True).run(outputs, feeds)
+        into = {}
+        if place is not None:
+            into["weights"] = place.reshape(batch * kv_heads, -1, length)
+        found = self._model.engine.session(spec, is_wide=True).run(outputs, feeds, into)
         return {
             name: array.reshape(batch, count, length, array.shape[2])
             for name, array in found.items()

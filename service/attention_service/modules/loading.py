@@ -65,7 +65,7 @@ def _text_model(folder: Path, manifest: Manifest, engine: Engine) -> LayeredMode
     if layers is None:
         session = engine.load(path)
         _check_names(manifest, session, TEXT_INPUTS)
-        return WholeModel(session, manifest.outputs)
+        return WholeModel(session, manifest.outputs, manifest.num_heads)
     if len(layers) != manifest.num_layers:
         raise ModuleError(
             f"{MANIFEST_FILE} says of {len(layers)} layers how they attend, and that there are "

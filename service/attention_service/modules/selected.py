@@ -1,4 +1,4 @@
-"""What is answered of each row of a layer's weights, picked out of them as they come."""
+"""The part of a layer's weights that is answered, picked out of rows as they come."""
 
 from __future__ import annotations
 
@@ -7,24 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from attention_service.modules.analyses.measures import entropy, largest
-from attention_service.modules.analyses.units import Units
+from attention_service.modules.analyses.measures import largest
 from attention_wire.tensors import Array
-
-
-class EntropyOfRows:
-    """The entropy of every row."""
-
-    def __init__(self, num_heads: int, units: Units) -> None:
-        self._found = np.zeros((num_heads, len(units)), np.float32)
-
-    def add(self, rows: slice, weights: Array) -> None:
-        """Take some rows, ``[H,R,U]``."""
-        self._found[:, rows] = entropy(weights)
-
-    def result(self) -> Array:
-        """Float32 ``[H,U]``, in nats."""
-        return self._found
 
 
 class SelectedWeights:

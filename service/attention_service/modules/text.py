@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,8 +20,6 @@ from attention_wire.tensors import Array
 
 # Scores of all heads and layers that one run may form for texts that it pads.
 _RUN_BYTES = 6 * 2**20
-# Scores of one layer that a module forms when it is loaded, to be tried.
-_PROBE_BYTES = 2**27
 # What padding may change, of the largest number: kernels round by shape.
 _LIKE = 1e-3
 INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
@@ -151,12 +148,9 @@ class TextModule:
         Raises:
             EngineError: it does not run.
         """
-        info = self.info
-        # Or as long a text as can be run in some memory, where a model takes very long ones.
-        longest = min(info.max_length or 2, math.isqrt(_PROBE_BYTES // (4 * info.num_heads)))
-        self.run([self.tokenizer.last_tokens(longest)], [], [], output=True)
+        self.model.try_text(self.tokenizer.last_tokens(self.info.max_length or 2))
         self.takes_padding = self._takes_padding()
-        return self.model.shapes([self.tokenizer.last_tokens(2)], info)
+        return self.model.shapes([self.tokenizer.last_tokens(2)], self.info)
 
     def _takes_padding(self) -> bool:
         texts = [self.tokenizer.last_tokens(length) for length in (3, 2)]

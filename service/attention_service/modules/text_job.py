@@ -96,7 +96,16 @@ class TextJob(Job):
             else min(selection.top_k, longest),
         )  # fmt: skip
         planned = model.planned(texts, longest, info.head_dim, wants).peak_bytes
-        return planned + (4 * BLOCK_BYTES if of_rows else 0)
+        return planned + (4 * self._block_bytes() if of_rows else 0)
+
+    def _block_bytes(self) -> int:
+        """Weights of every head that are looked at together: a unit is never parted."""
+        most = 0
+        for tokens, units in zip(self._texts, self._units, strict=True):
+            row = 4 * self._module.info.num_heads * max(len(tokens), 1)
+            longest = int((units.stops - units.starts).max(initial=1))
+            most = max(most, min(len(tokens), max(BLOCK_BYTES // row, longest)) * row)
+        return most
 
     @property
     @override

@@ -5,6 +5,7 @@ So run graphs that somebody else exported, whose manifest does not say where to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from attention_service.modules.tokens import Tokens, feeds
 from attention_wire.schemas import ModuleInfo
 from attention_wire.tensors import Array
 
+# Scores of one layer that are formed when a graph is tried.
+_TRIED_BYTES = 2**27
+
 
 @dataclass(frozen=True, slots=True)
 class WholeModel:
@@ -23,10 +27,22 @@ class WholeModel:
     Attributes:
         session: of it.
         outputs: the names of what it gives.
+        num_heads: of each layer.
     """
 
     session: Session
     outputs: Outputs
+    num_heads: int
+
+    def try_text(self, tokens: Tokens) -> None:
+        """Run a text, or as much of it as can be run in some memory.
+
+        Raises:
+            EngineError: it does not run.
+        """
+        most = math.isqrt(_TRIED_BYTES // (4 * self.num_heads))
+        given = {name: array[:, :most] for name, array in feeds([tokens]).items()}
+        self.begin(given, 0, never)
 
     def shapes(self, texts: Sequence[Tokens], info: ModuleInfo) -> Probe:
         """The shapes of what a run over texts of one length gives, and those expected."""

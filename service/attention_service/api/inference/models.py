@@ -10,6 +10,7 @@ import numpy as np
 from attention_service.attention.engine import Engine
 from attention_service.attention.job import Job
 from attention_service.attention.sdpa import AttentionJob
+from attention_service.modules.asked import CLASSES, STATISTICS
 from attention_service.modules.multi_head import MultiHeadModule
 from attention_service.modules.repository import Repository
 from attention_service.modules.text import TextModule
@@ -161,6 +162,9 @@ class MultiHead:
 _PLAIN_FLAGS = ("output", "weights")
 # Of tokens; offsets have two numbers for each.
 _TOKEN_FIELDS = ("token_ids", "offsets", "word_ids", "special_tokens_mask", "segments")
+_TEXT_FLAGS = (*_PLAIN_FLAGS, "entropy", "statistics", "classes", "rollout", "flow", "blocks")
+# What is no tensor of every text alike.
+_NOT_HERE = {"unit": ("parameters", "unit"), "inputs": ("parameters", "return", "inputs")}
 
 
 class TextModel:
@@ -174,9 +178,20 @@ class TextModel:
             Tensor("text", TEXT, (-1,)),
             Tensor("text_pair", TEXT, (-1,), is_optional=True),
         )
+        of_heads = (-1, -1, info.num_heads)
         self.outputs = (
             Tensor("output", "FP32", (-1, -1, info.embed_dim)),
-            Tensor("weights", "FP32", (-1, info.num_layers, info.num_heads, -1, -1)),
+            Tensor("weights", "FP32", (-1, -1, -1, -1, -1)),
+            Tensor("weights.indices", "INT32", (-1, -1, -1, -1, -1)),
+            Tensor("weights.values", "FP32", (-1, -1, -1, -1, -1)),
+            Tensor("weights.rest", "FP32", (-1, -1, -1, -1)),
+            Tensor("entropy", "FP32", (*of_heads, -1)),
+            *(Tensor(f"statistics.{name}", "FP32", of_heads) for name in STATISTICS),
+            *(Tensor(f"classes.{name}", "FP32", of_heads) for name in CLASSES),
+            Tensor("rollout", "FP32", (-1, -1, -1, -1)),
+            Tensor("flow", "FP32", (-1, -1, -1, -1)),
+            Tensor("blocks", "FP32", (*of_heads, 2, 2)),
+            Tensor("change", "FP32", (-1, -1, info.embed_dim)),
             Tensor("lengths", "INT64", (-1,)),
             Tensor("tokens", TEXT, (-1, -1)),
             *(
@@ -187,7 +202,12 @@ class TextModel:
 
     def job(self, given: Inputs) -> Job:
         """As a Model has it."""
-        fields = _fields(self, given, _PLAIN_FLAGS, ("layers", "heads"))
+        fields = _fields(self, given, _TEXT_FLAGS, ("layers", "heads", "ablate"))
+        asked = fields.values["return"]
+        for name, loc in _NOT_HERE.items():
+            if name in fields.values or (isinstance(asked, dict) and asked.get(name)):
+                message = "is answered by POST /v1/text/attention alone"
+                raise ProblemError.of_field(loc, message)
         fields.values["module"] = self.name
         return self._module.job(validate(TextRequest, fields))
 
@@ -195,18 +215,17 @@ class TextModel:
         """As a Model has it. What is shorter than the longest text is filled with zeros."""
         results = answer["results"]
         lengths = [len(result["tokens"]) for result in results]
-        longest = max(lengths)
-        tokens = np.full((len(results), longest), "", object)
+        tokens = np.full((len(results), max(lengths)), "", object)
         found = {"lengths": np.array(lengths, np.int64), "tokens": tokens}
         for row, result in enumerate(results):
             tokens[row, : lengths[row]] = result["tokens"]
         for name in _TOKEN_FIELDS:
-            rows = (np.array(_numbers(result[name]), np.int64) for result in results)
-            found[name] = _padded(rows, longest, axes=1)
-        if "output" in results[0]:
-            found["output"] = _padded((result["output"] for result in results), longest, axes=1)
-        if "weights" in results[0]:
-            found["weights"] = _padded((result["weights"] for result in results), longest, axes=-2)
+            found[name] = _padded(
+                [np.array(_numbers(result[name]), np.int64) for result in results]
+            )
+        arrays = [_arrays(result) for result in results]
+        for name in arrays[0]:
+            found[name] = _padded([of_text[name] for of_text in arrays])
         return {tensor.name: found[tensor.name] for tensor in self.outputs if tensor.name in found}
 
 
@@ -214,16 +233,13 @@ def _numbers(values: Iterable[Any]) -> list[Any]:
     return [_NONE if value is None else value for value in values]
 
 
-def _padded(arrays: Iterable[Array], longest: int, *, axes: int) -> Array:
-    """Arrays stacked, their first axis (or their last two, for −2) filled up with zeros."""
-    rows = []
-    for array in arrays:
-        lacking = longest - array.shape[0 if axes == 1 else -1]
-        width = [(0, 0)] * array.ndim
-        for axis in [0] if axes == 1 else [-2, -1]:
-            width[axis] = (0, lacking)
-        rows.append(np.pad(array, width) if lacking else array)
-    return np.stack(rows)
+def _padded(arrays: Sequence[Array]) -> Array:
+    """Arrays of one rank stacked, each filled up with zeros to the largest of each size."""
+    shape = tuple(np.max([array.shape for array in arrays], axis=0))
+    whole = np.zeros((len(arrays), *shape), arrays[0].dtype)
+    for row, array in enumerate(arrays):
+        whole[row][tuple(slice(size) for size in array.shape)] = array
+    return whole
 
 
 def _arrays(answer: Mapping[str, Any], prefix: str = "") -> dict[str, Array]:

@@ -33,6 +33,26 @@ def entropy(weights: Array) -> Array:
     return found.astype(np.float32)
 
 
+class Entropy:
+    """The entropy of every row."""
+
+    def __init__(self, num_heads: int, units: Units) -> None:
+        self._found = np.zeros((num_heads, len(units)), np.float32)
+
+    def add(self, rows: slice, weights: Array) -> None:
+        """Take in the rows of some units.
+
+        Args:
+            rows: the units, without a step.
+            weights: float32 ``[H,R,U]``.
+        """
+        self._found[:, rows] = entropy(weights)
+
+    def result(self) -> Array:
+        """float32 ``[H,U]``, in nats."""
+        return self._found
+
+
 class Statistics:
     """The means over all rows of what `attention_wire.schemas.Statistics` describes."""
 

@@ -13,6 +13,7 @@ Each family of models is one file over the building blocks:
 - ``encoder``: the graph that encoders of BERT's kind have in common.
 - ``rotary``: rotary positions.
 - ``configs``: what is checked of a configuration and a tokenizer.
+- ``attention``: heads, attention with its weights, and the biases that masks become.
 - ``blocks``: a graph under construction, and the layers that families share.
 """
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing_extensions import override
 
 from attention_service.modules.exporters import blocks
+from attention_service.modules.exporters.attention import padding_bias
 from attention_service.modules.exporters.blocks import Norm
 from attention_service.modules.exporters.family import Built
 from attention_service.modules.exporters.text_graph import Inputs, TextGraph, TextSizes
@@ -130,7 +131,7 @@ class _Encoder(TextGraph):
     @override
     def _output(self, inputs: Inputs) -> str:
         hidden = self._embeddings(inputs.input_ids, inputs.token_type_ids)
-        bias = blocks.padding_bias(self._graph, inputs.attention_mask, "padding_bias")
+        bias = padding_bias(self._graph, inputs.attention_mask, "padding_bias")
         for layer in range(self._sizes.layers):
             last = layer == self._sizes.layers - 1
             hidden = self._layer(layer, hidden, bias, "output" if last else f"layer.{layer}.output")

@@ -12,6 +12,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from attention_service.modules.exporters import blocks, configs
+from attention_service.modules.exporters.attention import causal_bias
 from attention_service.modules.exporters.blocks import Linear
 from attention_service.modules.exporters.configs import Config
 from attention_service.modules.exporters.errors import ExportError
@@ -80,7 +81,7 @@ class _GPT2(TextGraph):
     @override
     def _output(self, inputs: Inputs) -> str:
         hidden = self._embeddings(inputs.input_ids)
-        bias = blocks.causal_bias(self._graph, inputs.input_ids, "causal_bias")
+        bias = causal_bias(self._graph, inputs.input_ids, "causal_bias")
         for layer in range(self._config.n_layer):
             hidden = self._layer(layer, hidden, bias)
         return self._norm("ln_f", hidden, "output")

@@ -16,6 +16,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from attention_service.modules.exporters import blocks, configs, rotary
+from attention_service.modules.exporters.attention import causal_bias
 from attention_service.modules.exporters.configs import TextConfig
 from attention_service.modules.exporters.errors import ExportError
 from attention_service.modules.exporters.family import Built, Family
@@ -112,7 +113,7 @@ class _Llama(TextGraph):
         turn = rotary.angles(graph, ids, self._frequencies())
         windows = [config.left_window_size(layer) for layer in range(config.num_hidden_layers)]
         biases = {
-            left: blocks.causal_bias(graph, ids, f"bias.{left}" if left >= 0 else "bias", left)
+            left: causal_bias(graph, ids, f"bias.{left}" if left >= 0 else "bias", left)
             for left in sorted(set(windows))
         }
         for layer, left in enumerate(windows):

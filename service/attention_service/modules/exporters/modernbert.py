@@ -14,6 +14,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from attention_service.modules.exporters import blocks, configs, rotary
+from attention_service.modules.exporters.attention import padding_bias, window_bias
 from attention_service.modules.exporters.configs import FULL, SLIDING, TextConfig
 from attention_service.modules.exporters.family import Built, Family
 from attention_service.modules.exporters.source import Source
@@ -111,10 +112,10 @@ class _ModernBert(TextGraph):
         for kind in sorted(set(config.kinds)):
             turns[kind] = rotary.angles(graph, ids, config.frequencies(kind), f"rotary.{kind}")
             if config.sides(kind) == _EVERYTHING:
-                biases[kind] = blocks.padding_bias(graph, mask, f"bias.{kind}")
+                biases[kind] = padding_bias(graph, mask, f"bias.{kind}")
             else:
                 sides = config.sides(kind)
-                biases[kind] = blocks.window_bias(graph, ids, mask, f"bias.{kind}", sides)
+                biases[kind] = window_bias(graph, ids, mask, f"bias.{kind}", sides)
         for layer, kind in enumerate(config.kinds):
             hidden = self._layer(layer, hidden, turns[kind], biases[kind])
         return self._norm("final_norm", hidden, "output")

@@ -11,7 +11,13 @@ from __future__ import annotations
 import numpy as np
 
 from attention_service.modules.exporters import blocks
-from attention_service.modules.exporters.blocks import FLOAT, Attended, Graph, Linear
+from attention_service.modules.exporters.attention import (
+    Attended,
+    attention,
+    merge_heads,
+    split_heads,
+)
+from attention_service.modules.exporters.blocks import FLOAT, Graph, Linear
 from attention_service.modules.exporters.errors import ExportError
 from attention_service.modules.exporters.family import Built, Family
 from attention_service.modules.exporters.source import Source
@@ -152,7 +158,7 @@ def _graph(manifest: Manifest, inputs: list[Linear], out: Linear) -> Graph:
     bias = graph.input("attn_bias", FLOAT, [f"attn_bias_{axis}" for axis in range(4)])
     scale = graph.input("scale", FLOAT, [])
     query, key, value = (
-        blocks.split_heads(
+        split_heads(
             graph,
             blocks.linear(graph, part, projection, f"{part}_projection"),
             manifest.num_heads,
@@ -161,7 +167,7 @@ def _graph(manifest: Manifest, inputs: list[Linear], out: Linear) -> Graph:
         )
         for part, projection in zip(_PARTS, inputs, strict=True)
     )
-    attended = blocks.attention(
+    attended = attention(
         graph,
         (query, key, value),
         scale=scale,
@@ -170,7 +176,7 @@ def _graph(manifest: Manifest, inputs: list[Linear], out: Linear) -> Graph:
         names=Attended("context", "weights.0"),
         rows_may_be_empty=True,
     )
-    merged = blocks.merge_heads(graph, attended.context, manifest.embed_dim, "merged_context")
+    merged = merge_heads(graph, attended.context, manifest.embed_dim, "merged_context")
     blocks.linear(graph, merged, out, "output")
     graph.output("output", FLOAT, ["batch", "length", manifest.embed_dim])
     graph.output("weights.0", FLOAT, ["batch", manifest.num_heads, "length", "weights_keys"])

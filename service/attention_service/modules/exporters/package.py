@@ -1,23 +1,17 @@
-"""From a source to a finished module folder: build, write aside, verify, then rename.
-
-A folder under its final name is always whole: whoever lists the modules meanwhile sees the
-old one or the new one, and never files that are still being written.
-"""
+"""From a source to a finished module folder: build, write aside, verify, put in place."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
 import onnx
 from pydantic import ValidationError
 
+from attention_service.modules import placing
 from attention_service.modules.exporters import (
     bert,
     distilbert,
@@ -54,7 +48,6 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 LICENSE_FILE = "LICENSE"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def _silent(stage: str, fraction: float) -> None:
@@ -97,10 +90,10 @@ def export(
     Raises:
         ExportError: nothing was exported, and nothing of it is left in ``modules``.
     """
-    target = _target(modules, name, force=force)
     storage.check(dtype)
     done = "done"
     try:
+        target = placing.target(modules, name, force=force)
         progress("reading the source" if is_local(source) else "downloading the weights", 0.0)
         files = read(*locate(source))
         progress("checking the weights' checksum", 0.3)
@@ -117,7 +110,7 @@ def export(
         stored = (
             Built(storage.as_float16(built.model), built.manifest) if dtype == "float16" else built
         )
-        with _aside(target) as folder:
+        with placing.aside(target) as folder:
             progress("writing the module", 0.6)
             _write(folder, stored, files)
             progress("verifying what was written", 0.8)
@@ -125,27 +118,13 @@ def export(
             if stored is not built:
                 progress("measuring what float16 changes", 0.9)
                 done = f"done: {_change(folder, built)}"
-            _put(folder, target, force=force)
+            placing.put(folder, target, force=force)
+    except placing.PlacingError as error:
+        raise ExportError(str(error)) from error
     except OSError as error:
         raise ExportError(f"reading or writing failed: {error}") from error
     progress(done, 1.0)
     return target
-
-
-def _target(modules: Path, name: str, *, force: bool) -> Path:
-    if not _NAME.fullmatch(name):
-        raise ExportError(
-            f"{name!r} cannot name a module: up to 64 letters, digits, '.', '_' and '-', "
-            "the first one a letter or digit"
-        )
-    target = modules / name
-    if target.exists() and not force:
-        raise _exists(target)
-    return target
-
-
-def _exists(target: Path) -> ExportError:
-    return ExportError(f"there is a module {target} already; force replaces it")
 
 
 def _checksum(files: tuple[Path, ...]) -> str:
@@ -181,20 +160,6 @@ def _build(source: Source, num_heads: int | None) -> Built:
 # --- Files ---------------------------------------------------------------------------------
 
 
-@contextmanager
-def _aside(target: Path) -> Iterator[Path]:
-    """A new folder beside the target; what is left of it in the end is removed.
-
-    Its name begins with a dot, which no module's does.
-    """
-    folder = target.parent / f".{target.name}.{secrets.token_hex(4)}"
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _write_model(folder: Path, model: onnx.ModelProto) -> Path:
     path = folder / MODEL_FILE
     # Deterministic, so that the same weights give the same checksum.
@@ -204,7 +169,7 @@ def _write_model(folder: Path, model: onnx.ModelProto) -> Path:
 
 def _change(folder: Path, built: Built) -> storage.Change:
     """What a module in a folder gives differently than the graph it was stored from."""
-    with _aside(folder) as beside:
+    with placing.aside(folder) as beside:
         return storage.measure(_write_model(beside, built.model), folder, built.manifest)
 
 
@@ -250,20 +215,3 @@ def _verify(folder: Path) -> None:
     for name, checksum in manifest.files.items():
         if sha256(folder / name) != checksum:
             raise ExportError(f"{name} was not written as intended: is the disk sound?")
-
-
-def _put(folder: Path, target: Path, *, force: bool) -> None:
-    """Rename a finished folder to its target, or swap it for the one that is there."""
-    if not target.exists():
-        folder.rename(target)  # fails where another export was faster, and then nothing is lost
-        return
-    if not force:
-        raise _exists(target)
-    old = folder.with_name(f"{folder.name}.old")
-    target.rename(old)
-    try:
-        folder.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

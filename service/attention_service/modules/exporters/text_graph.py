@@ -15,7 +15,14 @@ from typing import NamedTuple
 import numpy as np
 
 from attention_service.modules.exporters import blocks
-from attention_service.modules.exporters.blocks import FLOAT, INT64, Attended, Graph, Linear, Norm
+from attention_service.modules.exporters.attention import (
+    Attended,
+    attention,
+    merge_heads,
+    repeat_heads,
+    split_heads,
+)
+from attention_service.modules.exporters.blocks import FLOAT, INT64, Graph, Linear, Norm
 from attention_service.modules.exporters.errors import ExportError
 from attention_service.modules.exporters.family import Built
 from attention_service.modules.exporters.weights import Parameter, Weights
@@ -123,7 +130,7 @@ class TextGraph(ABC):
     def _split_heads(self, x: str, name: str, heads: int | None = None) -> str:
         """``[B,L,H·D]`` → ``[B,H,L,D]``."""
         count = heads or self._text.heads
-        return blocks.split_heads(self._graph, x, count, self._text.head_size, name)
+        return split_heads(self._graph, x, count, self._text.head_size, name)
 
     def _split_joined(self, x: str, joined: Linear) -> tuple[str, str, str]:
         """Query, key and value, ``[B,H,L,D]`` each, of one matrix ``[3·H·D,E]`` for the three."""
@@ -150,10 +157,10 @@ class TextGraph(ABC):
         shared = sizes.kv_heads, sizes.heads // sizes.kv_heads, sizes.head_size
         heads = (
             layer.query,
-            blocks.repeat_heads(graph, layer.key, shared, f"{ours}.key_repeated"),
-            blocks.repeat_heads(graph, layer.value, shared, f"{ours}.value_repeated"),
+            repeat_heads(graph, layer.key, shared, f"{ours}.key_repeated"),
+            repeat_heads(graph, layer.value, shared, f"{ours}.value_repeated"),
         )
-        attended = blocks.attention(
+        attended = attention(
             graph,
             heads,
             scale=graph.constant(f"{ours}.scale", np.array(layer.scale, np.float32)),
@@ -162,7 +169,7 @@ class TextGraph(ABC):
             names=Attended(layer.context, _weights_name(len(self._layers))),
         )
         wide = sizes.heads * sizes.head_size
-        merged = blocks.merge_heads(graph, attended.context, wide, f"{ours}.merged")
+        merged = merge_heads(graph, attended.context, wide, f"{ours}.merged")
         self._layers.append(layer)
         return merged
 

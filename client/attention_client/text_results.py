@@ -1,0 +1,469 @@
+"""What the client's calls over text give back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from attention_client._views import bertviz, data_array
+from attention_client._words import merged, words_of
+from attention_client.errors import NotReturnedError
+from attention_client.maps import attention_map
+from attention_client.results import Returned, shapes
+from attention_wire.schemas import HeadClasses, Statistics, Words
+from attention_wire.tensors import Array
+
+Unit = Literal["token", "word"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class LayerInputs:
+    """What the attention of one layer is computed of, ready for a call with tensors.
+
+    Attributes:
+        layer: the layer's number in the model.
+        query: [1, Hq, L, D], positions and norms in it.
+        key: [1, Hkv, L, D].
+        value: [1, Hkv, L, Dv].
+        scale: factor on the scores.
+        is_causal: whether no token sees those after it.
+        left_window_size: keys before a token that it sees; −1: all.
+        right_window_size: keys after a token that it sees; −1: all.
+    """
+
+    layer: int
+    query: Array
+    key: Array
+    value: Array
+    scale: float
+    is_causal: bool
+    left_window_size: int
+    right_window_size: int
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of ``client.attention``, to be changed or passed on as they are.
+
+        Example:
+            >>> asked = {"inputs": True, "weights": True}
+            >>> result = client.text_attention("The cat sat.", layers=[2], return_=asked)
+            >>> again = client.attention(**result.inputs[0].arguments())
+            >>> bool(abs(again.weights[0] - result.weights[0]).max() < 1e-5)
+            True
+        """
+        return {name: value for name, value in vars(self).items() if name != "layer"}
+
+    def __repr__(self) -> str:
+        arrays = {name: vars(self)[name] for name in ("query", "key", "value")}
+        return f"LayerInputs({', '.join([f'layer={self.layer}', *shapes(arrays)])})"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class TextAttention(Returned):
+    """Tokens of a text and what a trained model attends to in it.
+
+    L counts tokens, U units: tokens too, or words where the call asked for them. ``output`` is
+    the last hidden state, [L, E]; ``weights`` is [layers, heads, U, U], of the layers and heads
+    that were asked for, in the order asked, or the part of it that was asked for. Printing it
+    draws a map.
+
+    Attributes:
+        text: the text that was sent.
+        text_pair: the second text of a pair, if one was sent.
+        tokens: L tokens as the model's vocabulary writes them.
+        token_ids: their numbers in the vocabulary.
+        offsets: the span of each token in its text, in characters.
+        word_ids: the word that each token belongs to; None for special tokens.
+        special_tokens_mask: 1 for tokens that stand in no text, such as ``[CLS]``.
+        segments: 0 for a token of the text, 1 of the pair; None for special tokens.
+        layers: the number in the model of each layer that was returned.
+        heads: the number in the model of each head of ``weights``, or of each that was reduced
+            to one; empty where the answer does not tell. Entropies, statistics, classes and
+            blocks are of all heads, whichever were asked for.
+        reduced: how the heads of ``weights`` were made one, if they were.
+        queries: the numbers of the rows of ``weights``, where only some were asked for.
+
+    Example:
+        >>> result = client.text_attention("The cat sat.")
+        >>> result
+        TextAttention(tokens=6, output=float32[6, 384], weights=float32[6, 12, 6, 6], module=...)
+        >>> result.tokens
+        ['[CLS]', 'the', 'cat', 'sat', '.', '[SEP]']
+        >>> result.text[slice(*result.offsets[2])]
+        'cat'
+    """
+
+    text: str
+    text_pair: str | None
+    tokens: list[str]
+    token_ids: list[int]
+    offsets: list[tuple[int, int]]
+    word_ids: list[int | None]
+    special_tokens_mask: list[int]
+    segments: list[int | None]
+    layers: list[int]
+    heads: list[int]
+    reduced: Literal["mean", "max"] | None = None
+    queries: list[int] | None = None
+    _words: Words | None = None
+    _statistics: Statistics | None = None
+    _classes: HeadClasses | None = None
+    _inputs: tuple[LayerInputs, ...] | None = None
+
+    # --- What rows and columns are -----------------------------------------------------
+
+    @property
+    def unit(self) -> Unit:
+        """What rows and columns are: tokens or words."""
+        return "token" if self._words is None else "word"
+
+    @property
+    def labels(self) -> list[str]:
+        """What the U columns of the weights are: the tokens, or the words."""
+        return self.tokens if self._words is None else self._words.text
+
+    @property
+    def word_spans(self) -> Words:
+        """The words: their texts, and the characters and tokens that each spans.
+
+        Raises:
+            NotReturnedError: rows and columns are tokens.
+        """
+        if self._words is None:
+            message = "word_spans: rows are tokens; call with unit='word', or use .words()"
+            raise NotReturnedError(message, name="word_spans", obj=self)
+        return self._words
+
+    def words(self) -> TextAttention:
+        """The same weights between words rather than tokens.
+
+        A word attends as its tokens do on average, and draws what they draw together; a special
+        token stays a word of its own. What else was made of weights between tokens, such as
+        entropies and rollouts, is not carried over: ask the service for ``unit="word"``.
+
+        Returns:
+            A result with ``weights`` [layers, heads, U, U] of U words; output, change and inputs
+            stay, if they are there, of tokens. Itself, where its rows are words already.
+
+        Raises:
+            NotReturnedError: there are no weights between all tokens.
+
+        Example:
+            >>> result = client.text_attention("unbelievable cats", layers=[0])
+            >>> words = result.words()
+            >>> words.labels
+            ['[CLS]', 'unbelievable', 'cats', '[SEP]']
+            >>> words.weights.shape
+            (1, 12, 4, 4)
+        """
+        if self._words is not None:
+            return self
+        if self.reduced == "max":
+            message = "words: the largest weights of heads do not add up; call with unit='word'"
+            raise NotReturnedError(message, name="words", obj=self)
+        weights = self._all_rows("words", "unit='word'")
+        words = words_of(
+            self.text,
+            self.text_pair,
+            self.tokens,
+            self.offsets,
+            self.word_ids,
+            self.special_tokens_mask,
+            self.segments,
+        )
+        kept = {name: self.arrays[name] for name in ("output", "change") if name in self.arrays}
+        arrays = {**kept, "weights": merged(weights, words.tokens)}
+        return replace(self, arrays=arrays, _words=words, _statistics=None, _classes=None)
+
+    # --- What was asked for ------------------------------------------------------------
+
+    @property
+    def entropy(self) -> Array:
+        """Each row's −Σ w ln w over the keys, in nats, [layers, H, U], of all H heads.
+
+        Raises:
+            NotReturnedError: the call did not ask for it.
+        """
+        return self._array("entropy")
+
+    @property
+    def statistics(self) -> Statistics:
+        """Numbers for each layer and all heads, [layers, H] each.
+
+        Raises:
+            NotReturnedError: the call did not ask for them.
+
+        Example:
+            >>> result = client.text_attention("The cat sat.", return_={"statistics": True})
+            >>> result.statistics.distance.shape
+            (6, 12)
+        """
+        if self._statistics is None:
+            raise self._not_returned("statistics", "{'statistics': True}")
+        return self._statistics
+
+    @property
+    def classes(self) -> HeadClasses:
+        """How far each head does what known kinds do, [layers, H] each, and its label.
+
+        Raises:
+            NotReturnedError: the call did not ask for them.
+
+        Example:
+            >>> result = client.text_attention("The cat sat.", return_={"classes": True})
+            >>> result.classes.previous.shape, len(result.classes.labels[0])
+            ((6, 12), 12)
+        """
+        if self._classes is None:
+            raise self._not_returned("classes", "{'classes': True}")
+        return self._classes
+
+    @property
+    def rollout(self) -> Array:
+        """Attention rollout up to each layer, [layers, U, U] (Abnar and Zuidema 2020).
+
+        Raises:
+            NotReturnedError: the call did not ask for it.
+        """
+        return self._array("rollout")
+
+    @property
+    def flow(self) -> Array:
+        """Attention flow up to each layer, [layers, U, U] (Abnar and Zuidema 2020).
+
+        Raises:
+            NotReturnedError: the call did not ask for it.
+        """
+        return self._array("flow")
+
+    @property
+    def blocks(self) -> Array:
+        """Mean mass of the rows of one text of a pair on each, [layers, H, 2, 2].
+
+        Raises:
+            NotReturnedError: the call did not ask for it.
+        """
+        return self._array("blocks")
+
+    @property
+    def inputs(self) -> tuple[LayerInputs, ...]:
+        """What the attention of each layer asked for is computed of.
+
+        Raises:
+            NotReturnedError: the call did not ask for them.
+        """
+        if self._inputs is None:
+            raise self._not_returned("inputs", "{'inputs': True}")
+        return self._inputs
+
+    @property
+    def change(self) -> Array:
+        """The output without the ablated heads less the whole one, [L, E].
+
+        Raises:
+            NotReturnedError: the call ablated no head, or did not ask for the output.
+        """
+        if "change" not in self.arrays:
+            message = (
+                "change: the call ablated no head, or did not ask for the output; call with "
+                "ablate=[(layer, head), ...]"
+            )
+            raise NotReturnedError(message, name="change", obj=self)
+        return self.arrays["change"]
+
+    def head(self, layer: int, head: int) -> Array:
+        """The weights of one head, [U, U] or of the rows asked for: queries by keys.
+
+        Args:
+            layer: which of the returned layers, from 0; negative counts from the last.
+            head: which of the returned heads, likewise.
+
+        Raises:
+            IndexError: not so many were returned.
+            NotReturnedError: the call asked for no weights.
+
+        Example:
+            >>> result = client.text_attention("The cat sat.", layers=[5], heads=[0, 7])
+            >>> result.head(0, 1).shape  # layer 5, head 7
+            (6, 6)
+        """
+        one: Array = self._selected(layer, head)[0, 0]
+        return one
+
+    # --- How it is shown ---------------------------------------------------------------
+
+    def map(self, layer: int | None = None, head: int | None = None) -> str:
+        """An attention map in plain characters: rows are queries, columns are keys.
+
+        Special tokens such as ``[CLS]`` often draw most of the attention. They are drawn,
+        but shades are relative to the largest weight on any other token.
+
+        Args:
+            layer: which of the returned layers, as in :meth:`head`; the mean of all by default.
+            head: which of the returned heads; the mean of all by default.
+
+        Returns:
+            Lines of at most 100 columns. Of a text that is too long the first tokens are
+            drawn, and the last line says so.
+
+        Raises:
+            IndexError: not so many were returned.
+            NotReturnedError: the call asked for no weights.
+
+        Example:
+            >>> result = client.text_attention("The cat sat.")
+            >>> print(result.map(layer=0))
+            layer 0, mean of 12 heads; rows: queries, columns: keys
+            ...
+            [SEP] ...
+        """
+        weights = self._selected(layer, head)
+        layers, heads = _chosen("layer", layer, self.layers), self._chosen_heads(head)
+        words = self._words
+        return attention_map(
+            [self.labels[row] for row in self._rows()],
+            weights.mean((0, 1), dtype=np.float64),
+            key_tokens=self.labels,
+            special=self.special_tokens_mask if words is None else words.special_mask,
+            caption=f"{layers}, {heads}",
+        )
+
+    def to_xarray(self) -> Any:
+        """The weights as an ``xarray.DataArray``, which knows its layers, heads and tokens.
+
+        Returns:
+            An array with the dimensions ``layer``, ``head``, ``query`` and ``key`` and, beside
+            their numbers, the coordinates ``query_token`` and ``key_token``.
+
+        Raises:
+            ImportError: xarray is not installed.
+            NotReturnedError: the call asked for no weights.
+
+        Example:
+            >>> array = client.text_attention("The cat sat.").to_xarray()  # doctest: +SKIP
+            >>> array.sel(layer=5, head=7).mean("query").argmax("key")  # doctest: +SKIP
+        """
+        return data_array(
+            self.weights,
+            layers=self.layers,
+            heads=self.heads,
+            queries=self._rows(),
+            labels=self.labels,
+            attrs={"unit": self.unit, "module": self.module or ""},
+        )
+
+    def to_bertviz(self) -> dict[str, Any]:
+        """Keyword arguments of BertViz's ``head_view`` and ``model_view``.
+
+        BertViz numbers what it is given from 0: its layer 0 is the first that was returned.
+
+        Returns:
+            ``attention``, a torch tensor [1, heads, U, U] for each layer; ``tokens``; and
+            ``sentence_b_start`` for a pair.
+
+        Raises:
+            ImportError: PyTorch is not installed.
+            NotReturnedError: there are no weights of all rows.
+
+        Example:
+            >>> from bertviz import head_view  # doctest: +SKIP
+            >>> head_view(**client.text_attention("The cat sat.").to_bertviz())  # doctest: +SKIP
+        """
+        weights = self._all_rows("to_bertviz", "no 'queries'")
+        segments = self.segments if self._words is None else self._words.segments
+        second = segments.index(1) if 1 in segments else None
+        return bertviz(weights, self.labels, second)
+
+    def to_circuitsvis(self, layer: int) -> dict[str, Any]:
+        """Keyword arguments of CircuitsVis's ``attention_heads`` and ``attention_patterns``.
+
+        Args:
+            layer: which of the returned layers, as in :meth:`head`.
+
+        Returns:
+            ``tokens``, and ``attention`` [heads, U, U].
+
+        Raises:
+            IndexError: not so many were returned.
+            NotReturnedError: there are no weights of all rows.
+
+        Example:
+            >>> arguments = client.text_attention("The cat sat.").to_circuitsvis(layer=-1)
+            >>> arguments["attention"].shape
+            (12, 6, 6)
+        """
+        self._all_rows("to_circuitsvis", "no 'queries'")
+        return {"tokens": list(self.labels), "attention": self._selected(layer, None)[0]}
+
+    def _rows(self) -> list[int]:
+        """The number of each row of the weights."""
+        return list(range(len(self.labels))) if self.queries is None else self.queries
+
+    def _all_rows(self, method: str, cure: str) -> Array:
+        """The weights, [layers, heads, U, U], if they are of all rows.
+
+        Args:
+            method: what needs them, for the message.
+            cure: what to ask for instead.
+
+        Raises:
+            NotReturnedError: there are none, or only of some rows.
+        """
+        weights = self.weights
+        if self.queries is not None:
+            message = f"{method}: the call asked for some rows of the weights only; ask for {cure}"
+            raise NotReturnedError(message, name=method, obj=self)
+        return weights
+
+    def _selected(self, layer: int | None, head: int | None) -> Array:
+        """The weights of one layer or all, one head or all, [layers, heads, rows, U]."""
+        weights = self.weights
+        chosen = [slice(None), slice(None)]
+        for axis, (name, index) in enumerate((("layer", layer), ("head", head))):
+            count = weights.shape[axis]
+            if index is None:
+                continue
+            if not -count <= index < count:
+                raise IndexError(f"{name} {index}: {count} were returned, 0 to {count - 1}")
+            chosen[axis] = slice(index % count, index % count + 1)
+        selected: Array = weights[tuple(chosen)]
+        return selected
+
+    def _chosen_heads(self, head: int | None) -> str:
+        if self.reduced is None or len(self.heads) == 1:
+            return _chosen("head", head, self.heads)
+        return f"{self.reduced} of {len(self.heads) or 'all'} heads"
+
+    def _not_returned(self, name: str, cure: str) -> NotReturnedError:
+        have = ", ".join([*self.arrays, *self._others()]) or "none"
+        unit = "unit='word', " if self.unit == "word" else ""
+        message = f"{name}: not asked for; call with {unit}return_={cure} (there: {have})"
+        return NotReturnedError(message, name=name, obj=self)
+
+    def _others(self) -> list[str]:
+        """The names of what was returned and is no array."""
+        others = {
+            "statistics": self._statistics, "classes": self._classes, "inputs": self._inputs
+        }  # fmt: skip
+        return [name for name, part in others.items() if part is not None]
+
+    def __repr__(self) -> str:
+        counts = [f"tokens={len(self.tokens)}"]
+        counts += [f"words={len(self.labels)}"] if self.unit == "word" else []
+        return f"TextAttention({', '.join([*counts, *self._summary()])})"
+
+    def _summary(self) -> list[str]:
+        at = len(self.arrays)
+        told = super()._summary()
+        return told[:at] + self._others() + told[at:]
+
+    def __str__(self) -> str:
+        return self.map() if "weights" in self.arrays else repr(self)
+
+
+def _chosen(name: str, index: int | None, numbers: list[int]) -> str:
+    """Which layer or head of the model is drawn."""
+    if index is None and len(numbers) > 1:
+        return f"mean of {len(numbers)} {name}s"
+    return f"{name} {numbers[index or 0]}"
