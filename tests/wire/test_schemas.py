@@ -53,7 +53,7 @@ def test_a_request_holds_arrays_and_its_defaults() -> None:
         ),
         (TextRequest, {"text": "a", "texts": ""}, ("texts",), "did you mean 'text'?"),
         (TextRequest, {"text": "a", "return": {"weight": 1}}, ("return", "weight"), "'weights'"),
-        (TextRequest, {"text": "a", "return": {"zzz": 1}}, ("return", "zzz"), "known are output, "),
+        (TextRequest, {"text": "a", "return": {"zzz": 1}}, ("return", "zzz"), "known are blocks, "),
     ],
 )
 def test_an_unknown_field_is_told_the_nearest_name(

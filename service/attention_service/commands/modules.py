@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,8 +16,8 @@ from attention_service.attention.engine import Engine
 from attention_service.commands.common import ModulesOption, complain, console, fail, settings_of
 from attention_service.modules import placing
 from attention_service.modules.folder import ModuleFolder
-from attention_service.modules.loading import ModuleError, load
-from attention_service.modules.manifest import MANIFEST_FILE, Manifest, sha256
+from attention_service.modules.loading import ModuleError, load, read_manifest
+from attention_service.modules.manifest import Manifest, sha256
 from attention_service.settings import Settings
 
 app = typer.Typer(
@@ -80,9 +79,11 @@ def show(context: typer.Context, name: NameArgument, modules: ModulesOption = No
     settings = _settings(context, modules)
     try:
         folder = placing.existing(settings.modules, name)
+        manifest = read_manifest(folder)
     except placing.PlacingError as error:
         raise fail(error) from None
-    manifest = _manifest(folder)
+    except ModuleError as error:
+        raise fail(f"{settings.modules / name}: {error}") from None
     facts = Table(title=escape(str(folder)), show_header=False)
     for fact, value in _facts(manifest).items():
         facts.add_row(fact, escape(str(value)))
@@ -94,22 +95,6 @@ def show(context: typer.Context, name: NameArgument, modules: ModulesOption = No
     wrong = [f"{file} is {state}" for file, state in states.items() if state != _WHOLE]
     if wrong:
         raise fail(f"{name} would be refused: {', '.join(wrong)}")
-
-
-def _manifest(folder: Path) -> Manifest:
-    """What the module says of itself.
-
-    Raises:
-        typer.Exit: it cannot be read; why has been said.
-    """
-    try:
-        return Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
-    except OSError as error:
-        raise fail(f"{folder / MANIFEST_FILE} cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise fail(f"{folder / MANIFEST_FILE} is not valid: {where}: {first['msg']}") from None
 
 
 def _facts(manifest: Manifest) -> dict[str, object]:

@@ -7,7 +7,7 @@ the tokens alone, such as rotary positions, is computed in each that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -55,17 +55,21 @@ class CutGraph:
         ``hidden`` of the next, or the graph's output.
 
         Raises:
-            CutError: a name is not there, or a segment needs more than that.
+            CutError: a name is not there, or a segment needs more or less than that.
         """
         layers = self._layers
+        passed: set[str] = set()
         for index in range(len(layers) + 1):
-            before = layers[index - 1] if index else None
-            given = () if before is None else (before.context, before.hidden)
+            given: tuple[str, ...] = ()
+            if index:
+                before = layers[index - 1]
+                given = before.context, before.hidden
+                passed |= {before.query, before.key, before.value}
             wanted = [self._output]
             if index < len(layers):
                 after = layers[index]
                 wanted = [after.hidden, after.query, after.key, after.value]
-            yield self._segment(given, wanted, f"segment {index}").SerializeToString()
+            yield self._segment(given, wanted, passed, f"segment {index}").SerializeToString()
 
     def projection(self, layer: Layer) -> Array:
         """The constant that a layer's merged context is multiplied by, float32 ``[H·Dv,E]``.
@@ -78,15 +82,19 @@ class CutGraph:
         array: Array = numpy_helper.to_array(self._constants[layer.projection])
         return array.astype(np.float32, copy=False)
 
-    def _segment(self, given: Sequence[str], wanted: Sequence[str], name: str) -> ModelProto:
+    def _segment(
+        self, given: Sequence[str], wanted: Sequence[str], passed: Set[str], name: str
+    ) -> ModelProto:
         nodes: list[NodeProto] = []
         inputs: dict[str, None] = dict.fromkeys(given)
         constants: dict[str, None] = {}
         # Depth first, so that every node stands behind those that it reads.
         done: set[str] = set(given)
+        met: set[str] = set()
         pending = [(value, False) for value in reversed(wanted)]
         while pending:
             value, is_read = pending.pop()
+            met.add(value)
             if is_read:
                 node = self._producers[value]
                 if not done.issuperset(node.output):
@@ -103,6 +111,7 @@ class CutGraph:
             else:
                 pending.append((value, True))
                 pending += [(read, False) for read in self._reads(value)]
+        self._check(given, passed, met)
         graph = helper.make_graph(
             nodes,
             name,
@@ -115,6 +124,19 @@ class CutGraph:
         # After make_model, which copies its graph.
         model.graph.initializer.extend(self._constants[value] for value in constants)
         return model
+
+    def _check(self, given: Sequence[str], passed: Set[str], met: Set[str]) -> None:
+        """That a segment goes on from what it is given, and computes no attention itself.
+
+        Otherwise it would give the right numbers, whatever was done to a layer's context.
+        """
+        for value in given:
+            if value not in self._producers:
+                raise CutError(f"it has no value {value!r}")
+            if value not in met:
+                raise CutError(f"nothing behind the attention of a layer reads {value!r}")
+        if around := sorted(passed & met):
+            raise CutError(f"{around[0]!r} is read behind the attention that it is given to")
 
     def _reads(self, value: str) -> Sequence[str]:
         node = self._producers.get(value)

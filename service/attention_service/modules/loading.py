@@ -34,7 +34,7 @@ def load(folder: Path, engine: Engine) -> Module:
     """
     if not folder.name.isprintable():
         raise ModuleError("the name of its folder is not printable text")
-    manifest = _manifest(folder)
+    manifest = read_manifest(folder)
     _check_files(folder, manifest)
     info = ModuleInfo(
         name=folder.name,
@@ -90,7 +90,12 @@ def _check_run(module: Module) -> None:
             )
 
 
-def _manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """What a module says of itself.
+
+    Raises:
+        ModuleError: there is no manifest, or it is not valid.
+    """
     try:
         text = (folder / MANIFEST_FILE).read_bytes()
     except OSError as error:
