@@ -87,6 +87,7 @@ def main() -> None:
         _compute(arguments.python, expected, names)
         for model in chosen:
             export(model.folder, model.name, modules)
+        foreign = [_exported_by_torch(arguments.python, m, modules) for m in chosen if m.is_traced]
         with_pytorch = not names or MULTI_HEAD in names
         calls = _export_multi_head(expected / MULTI_HEAD, modules) if with_pytorch else []
         with (
@@ -94,6 +95,7 @@ def main() -> None:
             httpx.Client(base_url=service.url, timeout=_TIMEOUT_SECONDS) as http,
         ):
             rows = [_text_row(http, model, expected) for model in chosen]
+            rows += [_text_row(http, model, expected, name) for model, name in foreign]
             if with_pytorch:
                 rows.append(_multi_head_row(http, calls, expected / MULTI_HEAD))
             _print(rows)
@@ -109,13 +111,22 @@ def _compute(python: Path, folder: Path, names: Sequence[str]) -> None:
 # --- Text ----------------------------------------------------------------------------------
 
 
-def _text_row(http: httpx.Client, model: Model, folder: Path) -> Row:
+def _exported_by_torch(python: Path, model: Model, modules: Path) -> tuple[Model, str]:
+    """A module of a model's that PyTorch's own exporter made, and its name."""
+    name = f"{model.name}-by-torch"
+    command = [python, "-m", "tests.parity.torch_export", model.folder, modules / name]
+    subprocess.run([str(part) for part in command], check=True, cwd=ROOT)
+    return model, name
+
+
+def _text_row(http: httpx.Client, model: Model, folder: Path, module: str = "") -> Row:
     """Every text alone, then all single texts in one call, and all pairs in another."""
-    row = Row.of(model.name, model.allowed)
+    module = module or model.name
+    row = Row.of(module, model.allowed)
     with np.load(folder / f"{model.name}.npz") as arrays:
         expected = [_of_text(arrays, index) for index in range(len(model.texts))]
     for indices, fields in _calls(model):
-        results = _post(http, "/v1/text/attention", {**fields, "module": model.name})["results"]
+        results = _post(http, "/v1/text/attention", {**fields, "module": module})["results"]
         for index, result in zip(indices, results, strict=True):
             row.compare(result, expected[index])
     return row

@@ -41,18 +41,21 @@ class Model:
         folder: its Hugging Face folder.
         allowed: the largest difference of an output or a weight.
         texts: each with the second text of a pair, or None.
+        is_traced: whether a graph of PyTorch's own exporter is compared too.
     """
 
     name: str
     folder: Path
     allowed: float
     texts: tuple[tuple[str, str | None], ...]
+    is_traced: bool = False
 
 
 def models() -> Iterator[Model]:
     """All that is compared; the texts of the recorded values first of all."""
     for folder in sorted((GOLDENS / "families").iterdir()):
-        yield Model(folder.name, folder, TINY, _recorded(folder / "golden.json"))
+        texts = _recorded(folder / "golden.json")
+        yield Model(folder.name, folder, TINY, texts, is_traced=folder.name == "bert")
     yield Model("all-MiniLM-L6-v2", MINI_LM, TRAINED, _recorded(GOLDENS / "text.json"))
     decoded = tuple((text, None) for text in _DECODED)
     yield Model("smollm2-135m", SMOL_LM2, TRAINED, decoded)
