@@ -1,4 +1,4 @@
-"""Security headers: on every answer, and such that the pages still work."""
+"""Security headers: on every answer, and such that the docs still work; test_page has the page's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ OF_ALL = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 DATA = ("/v1/info", "/v1/modules", "/healthz", "/metrics", "/openapi.json", "/nothing/here")
-PAGES = ("/", "/docs")
+
+
+@pytest.mark.parametrize("path", ["/", "/page/main.js"])
+def test_the_page_has_those_of_all(service_url: str, path: str) -> None:
+    answer = httpx.get(service_url + path)
+    assert {name: answer.headers[name] for name in OF_ALL} == OF_ALL
 
 
 @pytest.mark.parametrize("path", DATA)
@@ -32,14 +37,13 @@ def test_answers_and_problems_of_calls_have_them(service_url: str, body: str) ->
     assert answer.headers["Cache-Control"] == "no-store"
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_pages_take_nothing_from_elsewhere(service_url: str, path: str) -> None:
-    answer = httpx.get(service_url + path)
+def test_the_docs_take_nothing_from_elsewhere(service_url: str) -> None:
+    answer = httpx.get(f"{service_url}/docs")
     policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'self'" in policy
     assert "frame-ancestors 'none'" in policy
     assert {name: answer.headers[name] for name in OF_ALL} == OF_ALL
-    # What the page asks for is what its policy allows: its own, or an image in the page.
+    # What they ask for is what their policy allows: their own, or an image in the page.
     for source in re.findall(r'(?:src|href)="([^"]+)"', answer.text):
         is_own = source.startswith(("/", "#", "data:")) and not source.startswith("//")
         is_link = f'<a href="{source}"' in answer.text

@@ -16,7 +16,9 @@ from attention_service.modules.analyses import measures, rollout
 from attention_service.modules.analyses.flow import flow
 from attention_service.modules.analyses.units import Units
 from attention_service.modules.asked import Asked
-from attention_service.modules.layered import Forward, LayeredModel, wanted
+from attention_service.modules.forward import Forward
+from attention_service.modules.layer_attention import wanted
+from attention_service.modules.layered import LayeredModel
 from attention_service.modules.selected import SelectedWeights
 from attention_service.modules.tokens import Tokens, feeds
 from attention_service.modules.whole import WholeForward, WholeModel

@@ -71,15 +71,21 @@ class CutGraph:
                 wanted = [after.hidden, after.query, after.key, after.value]
             yield self._segment(given, wanted, passed, f"segment {index}").SerializeToString()
 
-    def projection(self, layer: Layer) -> Array:
+    def projection(self, layer: Layer, num_heads: int, embed_dim: int) -> Array:
         """The constant that a layer's merged context is multiplied by, float32 ``[H·Dv,E]``.
 
         Raises:
-            CutError: there is none of that name.
+            CutError: there is none of that name, or it has another shape.
         """
         if layer.projection not in self._constants:
             raise CutError(f"it has no constant {layer.projection!r}")
         array: Array = numpy_helper.to_array(self._constants[layer.projection])
+        shape = list(array.shape)
+        if len(shape) != 2 or shape[0] % num_heads or shape[1] != embed_dim:
+            raise CutError(
+                f"its constant {layer.projection!r} has the shape {shape}, which is no projection "
+                f"of {num_heads} heads to {embed_dim}"
+            )
         return array.astype(np.float32, copy=False)
 
     def _segment(

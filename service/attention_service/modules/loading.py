@@ -71,7 +71,7 @@ def _text_model(folder: Path, manifest: Manifest, engine: Engine) -> LayeredMode
             f"{MANIFEST_FILE} says of {len(layers)} layers how they attend, and that there are "
             f"{manifest.num_layers}"
         )
-    return LayeredModel.load(path, layers, manifest.outputs.output, manifest.num_heads, engine)
+    return LayeredModel.load(path, layers, manifest, engine)
 
 
 def _check_run(module: Module) -> None:

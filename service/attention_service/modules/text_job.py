@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
-import orjson
 from typing_extensions import override
 
 from attention_service.attention.job import SMALL_BYTES, SMALL_FLOPS, Fits, Job, Shapes
 from attention_service.attention.lanes import never
-from attention_service.modules.analysis import BLOCK_BYTES, Analysis
+from attention_service.modules.analysis import Analysis
 from attention_service.modules.asked import Asked
-from attention_service.modules.layered import LayeredModel, wanted
+from attention_service.modules.layered import LayeredModel
 from attention_service.modules.padding import RUN_TOKENS
-from attention_wire.schemas import TextRequest
+from attention_service.modules.text_costs import TextCosts
+from attention_wire.schemas import TextRequest, TextWeightsSelection
 
 if TYPE_CHECKING:
     from attention_service.modules.text import TextModule
 
-# Names, dtypes, shapes and offsets of one result's tensors, in any form.
-_RESULT_BYTES = 256
+# What to ask for where a call is too large, from the most that may be wanted down.
+_LESS: tuple[dict[str, Any], ...] = (
+    {"weights": TextWeightsSelection(top_k=8)},
+    {"weights": TextWeightsSelection(top_k=8, reduce="mean")},
+    {"weights": False},
+    {"weights": False, "output": False},
+)
 
 
 class TextJob(Job):
@@ -44,68 +51,17 @@ class TextJob(Job):
         self._texts = module.tokens(request)
         self._units = [self._asked.units(tokens) for tokens in self._texts]
 
+        self._costs = TextCosts(module, self._asked, self._texts, self._units)
+
     @property
     @override
     def answer_shapes(self) -> Shapes:
-        shapes: dict[str, tuple[tuple[int, ...], str]] = {}
-        for index, (tokens, units) in enumerate(zip(self._texts, self._units, strict=True)):
-            for name, like in self._asked.shapes(tokens, units).items():
-                shapes[f"{index}.{name}"] = like
-            # What tells of the tokens is JSON, in safetensors JSON in a string of JSON; words
-            # take no more than their tokens.
-            told = 2 * (1 + self._asked.of_words) * len(orjson.dumps(tokens.fields))
-            shapes[f"{index}.tokens"] = ((told + _RESULT_BYTES,), "bool")
-        return shapes
+        return self._costs.shapes
 
     @property
     @override
     def peak_bytes(self) -> int:
-        info, asked = self._module.info, self._asked
-        kept = sum(
-            4 * math.prod(shape) for shape, dtype in self.answer_shapes.values() if dtype != "bool"
-        )
-        if asked.is_plain:
-            runs = self._module.runs(self._texts)
-            sizes = [(len(run), len(self._texts[run[0]])) for run in runs]
-        else:
-            sizes = [(1, self._longest)]
-            # What is found of each layer is put together in the end.
-            kept *= 2
-        attention = max(self._attention_bytes(texts, longest) for texts, longest in sizes)
-        hidden = 4 * 16 * info.embed_dim * max(texts * longest for texts, longest in sizes)
-        squares = 8 * max(len(units) for units in self._units) ** 2
-        mixed = squares * (3 + asked.depth * asked.returns.flow) if asked.mixes_layers else 0
-        return kept + attention + hidden + mixed
-
-    def _attention_bytes(self, texts: int, longest: int) -> int:
-        """What the attention of a run takes beside what is answered."""
-        info, asked, model = self._module.info, self._asked, self._module.model
-        if not isinstance(model, LayeredModel):
-            return 2 * 4 * texts * longest**2 * info.num_layers * info.num_heads
-        of_rows = asked.looks_at_rows or asked.of_words
-        selection = None if of_rows else asked.selection
-        is_reduced = selection is not None and selection.reduce is not None
-        wants = wanted(
-            range(info.num_heads) if is_reduced else asked.heads,
-            longest,
-            output=True,
-            weights=selection is not None,
-            entropy=asked.returns.entropy and not of_rows,
-            reduce=None if selection is None else selection.reduce,
-            top_k=None if selection is None or not selection.top_k
-            else min(selection.top_k, longest),
-        )  # fmt: skip
-        planned = model.planned(texts, longest, info.head_dim, wants).peak_bytes
-        return planned + (4 * self._block_bytes() if of_rows else 0)
-
-    def _block_bytes(self) -> int:
-        """Weights of every head that are looked at together: a unit is never parted."""
-        most = 0
-        for tokens, units in zip(self._texts, self._units, strict=True):
-            row = 4 * self._module.info.num_heads * max(len(tokens), 1)
-            longest = int((units.stops - units.starts).max(initial=1))
-            most = max(most, min(len(tokens), max(BLOCK_BYTES // row, longest)) * row)
-        return most
+        return self._costs.peak_bytes
 
     @property
     @override
@@ -147,20 +103,18 @@ class TextJob(Job):
 
     @property
     def _longest(self) -> int:
-        return max(len(tokens) for tokens in self._texts)
+        return self._costs.longest
 
     @override
     def smaller(self, fits: Fits) -> str:
-        without = {
-            n: s
-            for n, s in self.answer_shapes.items()
-            if ".weights" not in n and ".inputs" not in n
-        }
-        if self._asked.selection is not None and fits(without, self.peak_bytes):
-            return (
-                'Ask for fewer "layers" or "heads"; {"return": {"weights": false}} would fit, and '
-                '{"return": {"weights": {"top_k": 8}}} gives the largest of each row.'
+        for asked in _LESS if self._asked.selection is not None else ():
+            returns = self._asked.returns.model_copy(update={"inputs": False, **asked})
+            less = TextCosts(
+                self._module, replace(self._asked, returns=returns), self._texts, self._units
             )
+            if fits(less.shapes, less.peak_bytes):
+                told = json.dumps(returns.model_dump(exclude_defaults=True))
+                return f'{{"return": {told}}} would fit, or fewer "layers" or "heads".'
         return 'Send fewer texts, or ask for fewer "layers" or "heads".'
 
     @override
