@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from attention_service.attention.call import AttentionCall
+from attention_service.attention.pages import Pages
 from attention_service.attention.planner import Block, answer_arrays
 from attention_service.attention.top_k import largest_of_all
 from attention_wire.tensors import Array
@@ -22,18 +23,21 @@ class Answer:
 
     Args:
         call: a prepared call.
+        pages: where large arrays take their memory from.
         given: those of its arrays that are there already.
 
     Attributes:
         arrays: name → array; complete once every tile has run.
     """
 
-    def __init__(self, call: AttentionCall, given: Mapping[str, Array] | None = None) -> None:
+    def __init__(
+        self, call: AttentionCall, pages: Pages, given: Mapping[str, Array] | None = None
+    ) -> None:
         self._call = call
         self.arrays = dict(given or {})
         for name, like in answer_arrays(call).items():
             if name not in self.arrays and not name.startswith("present_"):
-                self.arrays[name] = _blank(call, name, *like)
+                self.arrays[name] = _blank(call, pages, name, *like)
 
     def place(self, name: str, block: Block, keys: slice, rows: int) -> Array | None:
         """Where a graph can write a large result of a block itself, ``[N,rows,keys]``; or None."""
@@ -70,8 +74,13 @@ class Answer:
         return array[block.batch, heads, rows]
 
 
-def _blank(call: AttentionCall, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def _blank(
+    call: AttentionCall, pages: Pages, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Array:
     """An array with what a row has that sees no key."""
+    sees_all = call.masking.band is None and 0 not in call.sizes.scores
+    if name in ("weights", "scores") and sees_all:
+        return pages.empty(shape, dtype)  # tiles write all of it
     if name == "lse":
         blank = np.full(shape, -np.inf, dtype)
         if call.sinks is not None:
@@ -85,4 +94,4 @@ def _blank(call: AttentionCall, name: str, shape: tuple[int, ...], dtype: np.dty
         # As the answer will be shaped: heads inside rows.
         batch, heads, length, size = shape
         return np.zeros((batch, length, heads, size), dtype).transpose(0, 2, 1, 3)
-    return np.zeros(shape, dtype)
+    return pages.zeros(shape, dtype)

@@ -33,7 +33,7 @@ def compute(
         Cancelled: ``cancelled()`` was true.
         Doubtful: a call that is trusted has to be prepared first.
     """
-    filled = Answer(call, given)
+    filled = Answer(call, engine.pages, given)
     work = list(tiles(call, how, filled, engine.session, engine.patterns))
     if call.is_trusted:
         if len(work) > 1:

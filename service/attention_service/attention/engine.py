@@ -19,6 +19,7 @@ from attention_service.attention import speed
 from attention_service.attention.graphs import Spec, TileSpec, build
 from attention_service.attention.kernels import TILE_BYTES, Target
 from attention_service.attention.lanes import Lanes
+from attention_service.attention.pages import Pages
 from attention_service.attention.patterns import Patterns
 from attention_service.priority import step_back
 from attention_wire.tensors import Array
@@ -55,6 +56,7 @@ _SESSION_ERRORS = (
 )
 _PRODUCTS = frozenset({"MatMul", "FusedMatMul", "Gemm", "Attention", "MultiHeadAttention"})
 _MAX_SESSIONS = 64
+_SPIN_US = 10
 _PATTERN_BYTES = 6 * 2**20
 # Arrays of a tile's scores that a lane may hold at once, with room between them.
 _ARENA_TILES = 8
@@ -147,6 +149,7 @@ class Engine:
         threads: as given.
         lanes: the threads that compute tiles.
         patterns: the biases that calls share.
+        pages: the memory that large arrays leave to the next ones.
 
     Raises:
         EngineError: the provider is not in the installed ONNX Runtime, or does not start.
@@ -162,6 +165,7 @@ class Engine:
         self._cpu = Target.of(PROVIDERS["cpu"], threads, tile_bytes)
         self.lanes = Lanes(threads)
         self.patterns = Patterns(_PATTERN_BYTES)
+        self.pages = Pages()
         self._sessions: OrderedDict[tuple[Spec, bool], Session] = OrderedDict()
         self._lock = Lock()
         self._speed: speed.Speed | None = None
@@ -231,6 +235,10 @@ class Engine:
     def _module_options(self, threads: int) -> onnxruntime.SessionOptions:
         options = self._options()
         options.intra_op_num_threads = threads
+        # From one operator of a run to the next a thread waits less than it takes to wake it; but
+        # one that waits longer takes the processor from other runs.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         # An arena would keep what the longest text took.
         options.enable_cpu_mem_arena = False
         return options
@@ -239,8 +247,6 @@ class Engine:
         options = onnxruntime.SessionOptions()
         # Shapes differ from run to run: a memory pattern for each costs more than it saves.
         options.enable_mem_pattern = False
-        # Spinning threads fight the ones that move bytes in and out for the same few cores.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.log_severity_level = 3
         return options

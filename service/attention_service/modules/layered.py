@@ -92,6 +92,14 @@ class LayeredModel:
         return found
 
     @property
+    def sees_all(self) -> bool:
+        """Whether every token of a text sees every other, in every layer."""
+        return not any(
+            layer.is_causal or layer.left_window_size >= 0 or layer.right_window_size >= 0
+            for layer in self.layers
+        )
+
+    @property
     def provider(self) -> str:
         """The execution provider that runs the segments."""
         return self.segments[-1].provider

@@ -8,6 +8,7 @@ import numpy as np
 
 from attention_service.attention.engine import EngineError
 from attention_service.attention.lanes import never
+from attention_service.modules.layer_attention import FLOAT32
 from attention_service.modules.layered import LayeredModel
 from attention_service.modules.manifest import Probe
 from attention_service.modules.padding import runs
@@ -123,9 +124,11 @@ class TextModule:
         forward = model.begin(feeds(texts), lengths, cancelled)
         results: list[dict[str, Array]] = [{} for _ in texts]
         if layers:
+            pages = model.engine.pages
+            make = pages.empty if model.sees_all else pages.zeros
             for length, own_heads, own in zip(lengths, heads, results, strict=True):
                 shape = len(layers), len(own_heads), length, length
-                own["weights"] = np.zeros(shape, np.float32)
+                own["weights"] = make(shape, FLOAT32)
         depth = self.info.num_layers if output else max(layers, default=-1) + 1
         places = {layer: place for place, layer in enumerate(layers)}
         for layer in range(depth):
