@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from attention_client import _shown, plots
 from attention_client.errors import NotReturnedError
 from attention_wire.schemas import PlanInfo
 from attention_wire.tensors import Array, dtype_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -28,6 +35,9 @@ class TopK:
 
     def __repr__(self) -> str:
         return f"TopK({', '.join(shapes(vars(self)))})"
+
+    def _repr_html_(self) -> str:
+        return _shown.top_k_html(self, repr(self))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -188,6 +198,37 @@ class AttentionResult(Returned):
         if self._plan is None:
             raise self._not_returned("plan", "{'plan': True}")
         return self._plan
+
+    def plot(
+        self, head: int | None = None, *, batch: int | None = None, ax: Axes | None = None
+    ) -> Axes:
+        """The weights of one head as a heat map: rows are queries, columns are keys.
+
+        Args:
+            head: which of the returned heads, from 0; the mean of all by default.
+            batch: which element of the batch; the mean of all by default.
+            ax: axes of matplotlib to draw on; those of a new figure by default.
+
+        Returns:
+            The axes that were drawn on.
+
+        Raises:
+            ImportError: matplotlib is not installed; it comes with the extra ``plot``.
+            IndexError: not so many were returned.
+            NotReturnedError: the call asked for no weights.
+
+        Example:
+            >>> axes = client.attention([[1.0]], [[1.0], [0.0]], [[1.0], [2.0]]).plot()
+            >>> axes.get_xlabel(), axes.get_ylabel()
+            ('key', 'query')
+        """
+        weights, title = _shown.attention_head(self.weights, batch, head)
+        rows, keys = ([str(number) for number in range(size)] for size in weights.shape)
+        words = np.ones(len(keys), bool)
+        return plots.heat_map(weights, rows, keys, words=words, title=title, ax=ax)
+
+    def _repr_html_(self) -> str:
+        return _shown.attention_html(self, self._plan)
 
     def __repr__(self) -> str:
         return f"AttentionResult({', '.join(self._summary())})"

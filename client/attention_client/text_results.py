@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from attention_client import _shown, plots
 from attention_client._views import bertviz, data_array
 from attention_client._words import merged, words_of
 from attention_client.errors import NotReturnedError
@@ -14,6 +15,9 @@ from attention_client.maps import attention_map
 from attention_client.results import Returned, shapes
 from attention_wire.schemas import HeadClasses, Statistics, Words
 from attention_wire.tensors import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Unit = Literal["token", "word"]
 
@@ -319,14 +323,47 @@ class TextAttention(Returned):
             [SEP] ...
         """
         weights = self._selected(layer, head)
-        layers, heads = _chosen("layer", layer, self.layers), self._chosen_heads(head)
-        words = self._words
         return attention_map(
             [self.labels[row] for row in self._rows()],
             weights.mean((0, 1), dtype=np.float64),
             key_tokens=self.labels,
-            special=self.special_tokens_mask if words is None else words.special_mask,
-            caption=f"{layers}, {heads}",
+            special=self._special(),
+            caption=self._caption(layer, head),
+        )
+
+    def plot(
+        self, layer: int | None = None, head: int | None = None, *, ax: Axes | None = None
+    ) -> Axes:
+        """A heat map, drawn by matplotlib: rows are queries, columns are keys.
+
+        Colours are relative to the largest weight on any token that is not special, as in
+        :meth:`map`.
+
+        Args:
+            layer: which of the returned layers, as in :meth:`head`; the mean of all by default.
+            head: which of the returned heads; the mean of all by default.
+            ax: axes of matplotlib to draw on; those of a new figure by default.
+
+        Returns:
+            The axes that were drawn on; ``axes.figure.savefig("map.png")`` keeps the picture.
+
+        Raises:
+            ImportError: matplotlib is not installed; it comes with the extra ``plot``.
+            IndexError: not so many were returned.
+            NotReturnedError: the call asked for no weights.
+
+        Example:
+            >>> axes = client.text_attention("The cat sat.").plot(layer=3, head=1)
+            >>> axes.get_title()
+            'layer 3, head 1'
+        """
+        return plots.heat_map(
+            self._selected(layer, head).mean((0, 1), dtype=np.float64),
+            [self.labels[row] for row in self._rows()],
+            self.labels,
+            words=~np.asarray(self._special(), bool),
+            title=self._caption(layer, head),
+            ax=ax,
         )
 
     def to_xarray(self) -> Any:
@@ -430,6 +467,13 @@ class TextAttention(Returned):
         selected: Array = weights[tuple(chosen)]
         return selected
 
+    def _special(self) -> list[int]:
+        """1 for each of the U columns that stands in no text."""
+        return self.special_tokens_mask if self._words is None else self._words.special_mask
+
+    def _caption(self, layer: int | None, head: int | None) -> str:
+        return f"{_chosen('layer', layer, self.layers)}, {self._chosen_heads(head)}"
+
     def _chosen_heads(self, head: int | None) -> str:
         if self.reduced is None or len(self.heads) == 1:
             return _chosen("head", head, self.heads)
@@ -447,6 +491,9 @@ class TextAttention(Returned):
             "statistics": self._statistics, "classes": self._classes, "inputs": self._inputs
         }  # fmt: skip
         return [name for name, part in others.items() if part is not None]
+
+    def _repr_html_(self) -> str:
+        return _shown.text_html(self)
 
     def __repr__(self) -> str:
         counts = [f"tokens={len(self.tokens)}"]
