@@ -12,6 +12,7 @@ SERVER := $(VENV)/.server
 DEV := $(VENV)/.dev
 AUDIT := build/audit/.audit
 INFERENCE_CLIENTS := build/inference-clients/.installed
+BROWSER := build/browser/.installed
 
 MODULES := .modules
 TEXT_MODULE := $(MODULES)/all-MiniLM-L6-v2/module.json
@@ -25,12 +26,12 @@ TRANSFORMERS_PYTHON := build/transformers/bin/python
 SMOLLM2 := build/smollm2/model.safetensors
 SMOLLM2_PACKAGE := build/smollm2-package
 
-.PHONY: help demo serve test test-system parity lint format bench bench-kernels bench-memory bench-load bench-wire bench-text audit image lock openapi clean
+.PHONY: help demo serve test test-system parity lint format bench bench-kernels bench-memory bench-load bench-wire bench-text audit image lock openapi screenshots clean
 help:
 	@echo "make demo         set up, start the service, draw an attention map, stop"
 	@echo "make serve        serve on HOST=$(HOST) PORT=$(PORT)"
-	@echo "make test         all tests that need Python only"
-	@echo "make test-system  tests with a container image, HAProxy and other languages"
+	@echo "make test         the tests that need Python only, in some minutes"
+	@echo "make test-system  the slow ones, and those with an image, HAProxy, a browser, other languages"
 	@echo "make parity       text attention against transformers live, in an environment that it builds"
 	@echo "make lint         formatter, linter, types, direction of imports"
 	@echo "make bench        the service against a bare session"
@@ -43,6 +44,7 @@ help:
 	@echo "make image        the container image, with IMAGE_OPTIONS for its build"
 	@echo "make lock         the locked requirements, anew"
 	@echo "make openapi      docs/openapi.json, anew"
+	@echo "make screenshots  the pictures of the page in docs/images, anew; asks for chromium"
 
 demo: $(SERVER) $(TEXT_MODULE)
 	$(BIN)/python scripts/demo.py --modules $(MODULES)
@@ -51,11 +53,11 @@ serve: $(SERVER) $(TEXT_MODULE)
 	$(BIN)/attention-service serve --host $(HOST) --port $(PORT) --modules $(MODULES)
 
 test: $(DEV) $(TEXT_MODULE)
-	$(BIN)/python -m pytest -m "not system"
+	$(BIN)/python -m pytest -m "not system and not slow"
 
-test-system: $(DEV) $(TEXT_MODULE) $(INFERENCE_CLIENTS)
+test-system: $(DEV) $(TEXT_MODULE) $(INFERENCE_CLIENTS) $(BROWSER)
 	scripts/system_packages.sh
-	$(BIN)/python -m pytest -m system
+	$(BIN)/python -m pytest -m "system or slow"
 
 parity: $(SERVER) $(TRANSFORMERS) $(TEXT_SOURCE) $(SMOLLM2)
 	$(BIN)/python -m tests.parity $(PARITY_OPTIONS)
@@ -102,6 +104,9 @@ image:
 openapi: $(DEV)
 	$(BIN)/python scripts/write_openapi.py
 
+screenshots: $(DEV) $(TEXT_MODULE) $(BROWSER)
+	build/browser/bin/python scripts/screenshots.py $(BIN)/attention-service $(MODULES)
+
 lock: $(DEV)
 	scripts/lock.sh $(BIN)/uv
 
@@ -133,6 +138,13 @@ $(INFERENCE_CLIENTS): requirements/inference-clients.txt | $(BIN)/python
 	$(BIN)/python -m venv build/inference-clients
 	build/inference-clients/bin/python -m pip --disable-pip-version-check install --quiet \
 	  --require-hashes -r requirements/inference-clients.txt
+	@touch $@
+
+# What drives the browser of the system tests; the browser is Debian's chromium.
+$(BROWSER): requirements/browser.txt | $(BIN)/python
+	$(BIN)/python -m venv build/browser
+	build/browser/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --require-hashes -r requirements/browser.txt
 	@touch $@
 
 $(TEXT_SOURCE): requirements/text-module.txt | $(SERVER)

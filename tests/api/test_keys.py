@@ -22,7 +22,7 @@ ALICE, BOB, BOBS_NEXT = "att_of-alice", "att_of-bob", "att_next-of-bob"
 CALL = {"query": [[1.0, 0.0]], "key": [[1.0, 0.0]], "value": [[1.0, 2.0]]}
 OPEN = (
     *("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"),
-    *("/", "/docs", "/openapi.json"),
+    *("/", "/page/main.js", "/docs", "/openapi.json"),
 )
 GUARDED = (
     *("/v1/info", "/v1/modules", "/v1/modules/example", "/metrics", "/nothing/here"),

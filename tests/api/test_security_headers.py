@@ -1,4 +1,4 @@
-"""Security headers: on every answer, and such that the docs still work; test_page has the page's."""
+"""Security headers: on every answer, and such that the docs still work."""
 
 from __future__ import annotations
 

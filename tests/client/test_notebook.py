@@ -116,6 +116,7 @@ print(len(services), repr(client))
 """
 
 
+@pytest.mark.slow
 def test_it_starts_a_service_of_its_own_and_ends_it(tmp_path: Path) -> None:
     notebook = read()
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")

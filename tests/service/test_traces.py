@@ -129,6 +129,7 @@ def test_the_standard_variables_name_the_service(
     assert resource(received)["deployment.name"] == "blue"
 
 
+@pytest.mark.slow
 def test_a_collector_that_does_not_answer_does_not_hold_up_the_end(
     environment: dict[str, str], collector: Collector, tmp_path: Path
 ) -> None:

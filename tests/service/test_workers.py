@@ -20,6 +20,8 @@ import pytest
 from attention_service.settings import Settings
 from tests.service.served import OUTPUT, TENSORS, Command, Served, serving
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--workers", "2", "--drain-delay", "0.3")
 
 

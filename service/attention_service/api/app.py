@@ -144,9 +144,9 @@ def create_app(
         app.add_middleware(ShortCut, endpoints)
     if keys is not None:
         app.add_middleware(RequireKey, keys)
-    if settings.root_path:
-        app.add_middleware(RootPath, settings.root_path)
     app.add_middleware(HeadAsGet)
     app.add_middleware(CloseUnread)
     app.add_middleware(Envelope, lifecycle, afterwards)
+    if settings.root_path:
+        app.add_middleware(RootPath, settings.root_path)
     return app

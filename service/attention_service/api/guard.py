@@ -6,6 +6,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from attention_service.api.page_files import PATH
 from attention_service.api.problems import problem_response
 from attention_service.api.scopes import own_path
 from attention_service.serving.keys import Keys
@@ -18,7 +19,7 @@ _OPEN = frozenset(
         *("/", "/docs", "/docs/oauth2-redirect", "/openapi.json"),
     }
 )
-_OPEN_FOLDER = "/docs-assets/"
+_OPEN_FOLDERS = ("/docs-assets/", PATH)
 
 
 class RequireKey:
@@ -57,4 +58,4 @@ class RequireKey:
 
 def is_open(path: str) -> bool:
     """Whether a path asks for no key."""
-    return path in _OPEN or path.startswith(_OPEN_FOLDER)
+    return path in _OPEN or path.startswith(_OPEN_FOLDERS)

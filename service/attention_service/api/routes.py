@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 
 from fastapi import APIRouter, Response
-from fastapi.responses import HTMLResponse
 
 from attention_service.api.metrics import CONTENT_TYPE, Metrics
+from attention_service.api.page_files import page_routes
 from attention_service.attention.engine import Engine
 from attention_service.modules.folder import ModuleFolder
 from attention_service.serving.lifecycle import Lifecycle
@@ -18,7 +16,6 @@ from attention_wire.documents import MAX_DEPTH
 from attention_wire.problems import Code, ProblemError
 from attention_wire.schemas import Health, Limits, ModuleInfo, ModuleList, ServiceInfo
 
-_PAGE = Path(__file__).with_name("page") / "index.html"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -85,16 +82,8 @@ def light_routes(
         """Metrics in Prometheus' text format."""
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
-    @router.get("/", include_in_schema=False)
-    async def page() -> HTMLResponse:
-        return HTMLResponse(_page())
-
+    router.include_router(page_routes())
     return router
-
-
-@cache
-def _page() -> str:
-    return _PAGE.read_text(encoding="utf-8")
 
 
 def warnings(settings: Settings) -> list[str]:
