@@ -6,6 +6,7 @@ set -euo pipefail
 # wherever, is left alone (a newer Node.js or Go, say).
 declare -A package_of=(
   [buildah]=buildah
+  [chromium]=chromium
   [debootstrap]=debootstrap
   [haproxy]=haproxy
   [go]=golang-go
