@@ -37,23 +37,20 @@ from attention_client.maps import attention_map
 from attention_client.merging import merge
 from attention_client.options import AttentionOptions
 from attention_client.results import AttentionResult, TopK
-from attention_client.text_results import LayerInputs, TextAttention
-from attention_wire.problems import FieldProblem
-from attention_wire.schemas import (
+from attention_client.text_parts import LayerInputs
+from attention_client.text_results import TextAttention
+from attention_wire.answers import (
     HeadClasses,
     ModuleInfo,
     ModuleList,
     PlanInfo,
     PlanStep,
-    Range,
-    Return,
     ServiceInfo,
     Statistics,
-    TextReturn,
-    TextWeightsSelection,
-    WeightsSelection,
     Words,
 )
+from attention_wire.problems import FieldProblem
+from attention_wire.schemas import Range, Return, TextReturn, TextWeightsSelection, WeightsSelection
 
 __version__ = _version("attention-service")
 

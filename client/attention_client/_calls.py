@@ -28,10 +28,10 @@ from attention_client.errors import (
 )
 from attention_client.options import ReturnSpec, TextReturnSpec
 from attention_client.results import AttentionResult
-from attention_client.text_results import TextAttention, Unit
+from attention_client.text_parts import Unit
+from attention_client.text_results import TextAttention
 from attention_wire import bodies
-from attention_wire.problems import ProblemError
-from attention_wire.schemas import (
+from attention_wire.answers import (
     AttentionAnswer,
     Health,
     ModuleInfo,
@@ -39,6 +39,7 @@ from attention_wire.schemas import (
     ServiceInfo,
     TextAnswer,
 )
+from attention_wire.problems import ProblemError
 from attention_wire.validation import validate
 
 Texts: TypeAlias = list[str] | tuple[str, ...]

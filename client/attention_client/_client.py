@@ -25,8 +25,9 @@ from attention_client._wide import wide_client
 from attention_client.errors import AttentionError
 from attention_client.options import AttentionOptions, ReturnSpec, TextReturnSpec
 from attention_client.results import AttentionResult
-from attention_client.text_results import TextAttention, Unit
-from attention_wire.schemas import ModuleInfo, ModuleList, ServiceInfo
+from attention_client.text_parts import Unit
+from attention_client.text_results import TextAttention
+from attention_wire.answers import ModuleInfo, ModuleList, ServiceInfo
 
 T = TypeVar("T")
 

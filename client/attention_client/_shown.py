@@ -10,7 +10,7 @@ import numpy as np
 
 from attention_client import _html
 from attention_client._html import Panel
-from attention_wire.schemas import PlanInfo
+from attention_wire.answers import PlanInfo
 from attention_wire.tensors import Array
 
 if TYPE_CHECKING:

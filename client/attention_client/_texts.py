@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel
 
-from attention_client.text_results import LayerInputs, TextAttention
-from attention_wire.schemas import AttentionInputs, TextResult, TopK
+from attention_client.text_parts import LayerInputs
+from attention_client.text_results import TextAttention
+from attention_wire.answers import AttentionInputs, TextResult, TopK
 from attention_wire.tensors import Array
 
 _TOKEN_FIELDS = (

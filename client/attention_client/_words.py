@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from attention_wire.schemas import Words
+from attention_wire.answers import Words
 from attention_wire.tensors import Array
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from attention_client import _shown, plots
 from attention_client.errors import NotReturnedError
-from attention_wire.schemas import PlanInfo
+from attention_wire.answers import PlanInfo
 from attention_wire.tensors import Array, dtype_name
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from attention_wire.schemas import PlanInfo
+from attention_wire.answers import PlanInfo
 from tests import reference
 from tests.attention.cases import Case, merged_heads
 from tests.attention.forms import DTYPES

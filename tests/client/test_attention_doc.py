@@ -20,7 +20,7 @@ import pytest
 from onnx import defs
 
 from attention_client import AttentionClient
-from attention_wire import schemas
+from attention_wire import answers, schemas
 from tests.conftest import ROOT
 
 DOCUMENT = (ROOT / "docs" / "attention.md").read_text(encoding="utf-8")
@@ -143,7 +143,7 @@ def test_the_results() -> None:
     rows = table("`return`", "answered as", *LIBRARIES)
     assert [codes(row[0])[0] for row in rows] == list(schemas.Return.model_fields)
     answered = {name for row in rows for name in codes(row[1])}
-    assert answered == set(schemas.AttentionAnswer.model_fields) - {"module", "provider"}
+    assert answered == set(answers.AttentionAnswer.model_fields) - {"module", "provider"}
     assert {name for row in rows for name in codes(row[2])} <= names_in_onnx(23)
 
 
@@ -151,7 +151,7 @@ def test_the_selection() -> None:
     rows = table("member", "meaning")
     assert {codes(row[0])[0] for row in rows} == set(schemas.WeightsSelection.model_fields)
     rows = table("member", "shape", "dtype")
-    assert [codes(row[0])[0] for row in rows] == list(schemas.TopK.model_fields)
+    assert [codes(row[0])[0] for row in rows] == list(answers.TopK.model_fields)
 
 
 def test_the_scores() -> None:

@@ -11,11 +11,7 @@ from pydantic import BaseModel
 
 from attention_wire.bodies import Fields
 from attention_wire.problems import Code, ProblemError
-from attention_wire.schemas import (
-    AttentionRequest,
-    ModuleRequest,
-    TextRequest,
-)
+from attention_wire.schemas import AttentionRequest, ModuleRequest, TextRequest
 from attention_wire.validation import validate
 
 GOOD: dict[str, Any] = {"query": [[1, 2]], "key": [[1, 2]], "value": [[3]]}

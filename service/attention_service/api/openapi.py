@@ -16,7 +16,7 @@ from pydantic.json_schema import models_json_schema
 from attention_service.api import examples
 from attention_service.api.guard import is_open
 from attention_service.api.problems import STATUS
-from attention_wire import schemas
+from attention_wire import answers, schemas
 from attention_wire.bodies import JSON, PROBLEM, SAFETENSORS
 from attention_wire.inference import InferenceError
 from attention_wire.problems import Code, ProblemDetails
@@ -47,8 +47,8 @@ _MODELS: tuple[type[BaseModel], ...] = (
     schemas.AttentionRequest,
     schemas.ModuleRequest,
     schemas.TextRequest,
-    schemas.AttentionAnswer,
-    schemas.TextAnswer,
+    answers.AttentionAnswer,
+    answers.TextAnswer,
     ProblemDetails,
     InferenceError,
 )
@@ -128,14 +128,14 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
             "attention",
             "Attention over tensors",
             schemas.AttentionRequest,
-            schemas.AttentionAnswer,
+            answers.AttentionAnswer,
             examples.ATTENTION,
         ),
         MODULE_ATTENTION: _compute(
             "module_attention",
             "Attention through a learned multi-head module",
             schemas.ModuleRequest,
-            schemas.AttentionAnswer,
+            answers.AttentionAnswer,
             examples.MODULE_ATTENTION,
             module=True,
         ),
@@ -143,7 +143,7 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
             "text_attention",
             "Attention of a trained model over text",
             schemas.TextRequest,
-            schemas.TextAnswer,
+            answers.TextAnswer,
             examples.TEXT_ATTENTION,
             module=True,
         ),

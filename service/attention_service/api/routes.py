@@ -12,9 +12,9 @@ from attention_service.attention.engine import Engine
 from attention_service.modules.folder import ModuleFolder
 from attention_service.serving.lifecycle import Lifecycle
 from attention_service.settings import Settings
+from attention_wire.answers import Health, Limits, ModuleInfo, ModuleList, ServiceInfo
 from attention_wire.documents import MAX_DEPTH
 from attention_wire.problems import Code, ProblemError
-from attention_wire.schemas import Health, Limits, ModuleInfo, ModuleList, ServiceInfo
 
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 

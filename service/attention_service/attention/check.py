@@ -14,7 +14,8 @@ import numpy as np
 
 from attention_service.attention.engine import Engine
 from attention_service.attention.sdpa import AttentionJob
-from attention_wire.schemas import AttentionRequest, PlanInfo
+from attention_wire.answers import PlanInfo
+from attention_wire.schemas import AttentionRequest
 from attention_wire.tensors import FLOAT_DTYPES, Array
 
 ALLOWED = {"float16": 1e-2, "bfloat16": 1e-2, "float32": 1e-5, "float64": 1e-12}

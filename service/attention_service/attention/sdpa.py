@@ -20,7 +20,8 @@ from attention_service.attention.planner import Plan, answer_arrays, plan
 from attention_service.attention.selection import Wants
 from attention_service.attention.speed import describe
 from attention_service.attention.values import Doubtful
-from attention_wire.schemas import AttentionRequest, PlanInfo, Return
+from attention_wire.answers import PlanInfo
+from attention_wire.schemas import AttentionRequest, Return
 from attention_wire.tensors import Array
 
 # What to ask for where a call is too large, from the most that may be wanted down.

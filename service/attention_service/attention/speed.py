@@ -12,7 +12,7 @@ import numpy as np
 
 from attention_service.attention.kernels import Target
 from attention_service.attention.planner import Plan
-from attention_wire.schemas import PlanInfo, PlanStep
+from attention_wire.answers import PlanInfo, PlanStep
 
 Gave = TypeVar("Gave")
 _REPEATS = 5

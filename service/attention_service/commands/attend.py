@@ -28,9 +28,9 @@ from attention_service.commands.common import (
 )
 from attention_service.settings import Settings
 from attention_wire import bodies
+from attention_wire.answers import TextAnswer, TopK
 from attention_wire.maps import WIDTH, attention_map, printable
 from attention_wire.problems import ProblemError, dotted
-from attention_wire.schemas import TextAnswer, TopK
 from attention_wire.tensors import Array
 from attention_wire.validation import validate
 

@@ -22,7 +22,7 @@ from attention_service.modules.forward import SMALL_BYTES, Forward
 from attention_service.modules.layer_attention import FLOAT32, call_of
 from attention_service.modules.manifest import Layer, Manifest, Probe
 from attention_service.modules.tokens import Tokens, feeds
-from attention_wire.schemas import ModuleInfo
+from attention_wire.answers import ModuleInfo
 from attention_wire.tensors import Array
 
 # What ONNX Runtime takes for a run of a graph.

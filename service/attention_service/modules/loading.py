@@ -17,7 +17,7 @@ from attention_service.modules.text import INPUTS as TEXT_INPUTS
 from attention_service.modules.text import TextModule
 from attention_service.modules.tokens import Tokenizer, TokenizerError
 from attention_service.modules.whole import WholeModel
-from attention_wire.schemas import ModuleInfo
+from attention_wire.answers import ModuleInfo
 
 Module: TypeAlias = MultiHeadModule | TextModule
 

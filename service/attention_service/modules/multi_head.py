@@ -22,8 +22,9 @@ from attention_service.attention.mask_fields import plain_masking
 from attention_service.attention.masking import Masking
 from attention_service.attention.shapes import Sizes, check_empty
 from attention_service.modules.manifest import Outputs, Probe
+from attention_wire.answers import ModuleInfo
 from attention_wire.problems import Code, ProblemError
-from attention_wire.schemas import ModuleInfo, ModuleRequest
+from attention_wire.schemas import ModuleRequest
 from attention_wire.tensors import Array, dtype_name
 
 INPUTS = frozenset({"query", "key", "value", "attn_bias", "scale"})

@@ -8,8 +8,8 @@ from pathlib import Path
 from attention_service.modules.loading import Module
 from attention_service.modules.multi_head import MultiHeadModule
 from attention_service.modules.text import TextModule
+from attention_wire.answers import ModuleInfo, RefusedModule
 from attention_wire.problems import Code, FieldProblem, Loc, ProblemError
-from attention_wire.schemas import ModuleInfo, RefusedModule
 
 
 class Repository:

@@ -15,8 +15,9 @@ from attention_service.modules.padding import runs
 from attention_service.modules.text_job import TextJob
 from attention_service.modules.tokens import Tokenizer, Tokens, feeds
 from attention_service.modules.whole import WholeModel
+from attention_wire.answers import ModuleInfo
 from attention_wire.problems import Code, Loc, ProblemError
-from attention_wire.schemas import ModuleInfo, TextRequest
+from attention_wire.schemas import TextRequest
 from attention_wire.tensors import Array
 
 # Scores of all heads and layers that one run may form for texts that it pads.

@@ -13,7 +13,7 @@ from attention_service.attention.engine import Session
 from attention_service.attention.lanes import Cancelled, never
 from attention_service.modules.manifest import Outputs, Probe
 from attention_service.modules.tokens import Tokens, feeds
-from attention_wire.schemas import ModuleInfo
+from attention_wire.answers import ModuleInfo
 from attention_wire.tensors import Array
 
 # Scores of one layer that are formed when a graph is tried.

@@ -54,7 +54,7 @@ class Entropy:
 
 
 class Statistics:
-    """The means over all rows of what `attention_wire.schemas.Statistics` describes."""
+    """The means over all rows of what `attention_wire.answers.Statistics` describes."""
 
     def __init__(self, num_heads: int, units: Units) -> None:
         self._count = len(units)
