@@ -35,8 +35,10 @@ def statistics(weights: Array, special: list[int]) -> dict[str, Array]:
     return {name: values.mean(axis=-1) for name, values in rows.items()}
 
 
-def classes(weights: Array, ids: list[int], special: list[int]) -> dict[str, Array]:
-    """Mean mass over the keys that a class means, of the rows that have such keys."""
+def classes(
+    weights: Array, ids: list[int], special: list[int]
+) -> tuple[dict[str, Array], dict[str, int]]:
+    """Mean mass over the keys that a class means, of the rows that have such, and their number."""
     number, of_text = np.array(ids), ~np.array(special, bool)
     row, key = np.indices(weights.shape[-2:])
     is_separator = ~of_text[key] & (key > 0) & of_text[row]
@@ -48,11 +50,9 @@ def classes(weights: Array, ids: list[int], special: list[int]) -> dict[str, Arr
         "duplicate": (key < row) & (number[key] == number[row]) & of_text[row],
         "induction": (key > 0) & (key <= row) & (number[key - 1] == number[row]) & of_text[row],
     }
-    found = {}
-    for name, meant in keys.items():
-        rows = meant.any(axis=-1)
-        found[name] = (weights * meant).sum(axis=(-2, -1)) / max(rows.sum(), 1)
-    return found
+    rows = {name: int(meant.any(axis=-1).sum()) for name, meant in keys.items()}
+    scores = {n: (weights * keys[n]).sum(axis=(-2, -1)) / max(rows[n], 1) for n in keys}
+    return scores, rows
 
 
 def mixed(weights: Array) -> list[Array]:
@@ -78,14 +78,15 @@ def check_numbers(
 ) -> None:
     """That entropy, statistics, classes and labels are those of these weights."""
     close(found["entropy"], entropies(weights))
-    expected, scores = statistics(weights, special), classes(weights, ids, special)
+    expected, (scores, rows) = statistics(weights, special), classes(weights, ids, special)
     assert found["statistics"].keys() == expected.keys()
     assert found["classes"].keys() == {*scores, "labels"}
     for name, numbers in expected.items():
         close(found["statistics"][name], numbers)
     for name, numbers in scores.items():
         close(found["classes"][name], numbers)
-    table, names = np.stack(list(scores.values())), list(scores)
+    names = [name for name in scores if rows[name] >= 3]
+    table = np.stack([scores[name] for name in names])
     assert np.abs(table.max(axis=0) - 0.4).min() > TOLERANCE, "no label is left to rounding"
     best, labels = table.argmax(axis=0), found["classes"]["labels"]
     for layer, head in np.ndindex(best.shape):

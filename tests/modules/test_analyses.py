@@ -221,7 +221,7 @@ def test_an_induction_head_is_one() -> None:
     assert scores["induction"][0] == 1
     assert scores["duplicate"][0] == 0
     assert scores["induction"][1] < 0.2
-    assert measures.labels(scores) == ["induction", None]
+    assert labels(units, weights) == ["induction", None]
 
 
 @pytest.mark.parametrize(
@@ -233,15 +233,34 @@ def test_heads_of_one_kind_score_one(name: str, shift: int | None) -> None:
     weights = np.eye(40, dtype=np.float32)[keys][None]
     scores = gathered(measures.Classes, units, weights)
     assert scores[name] == 1
-    assert measures.labels(scores) == [name]
+    assert labels(units, weights) == [name]
 
 
-def test_labels() -> None:
-    scores = {
-        "previous": np.array([0.39, 0.4, 0.5, 0.5], np.float32),
-        "next": np.array([0.1, 0.1, 0.6, 0.5], np.float32),
-    }
-    assert measures.labels(scores) == [None, "previous", "next", "previous"]
+def test_labels_are_of_the_highest_score_that_is_high_enough() -> None:
+    units = Units.of_tokens(range(10), [0] * 10, [0] * 10)
+    weights = np.zeros((4, 10, 10), np.float32)
+    rows = np.arange(1, 9)
+    for head, (before, after) in enumerate([(0.38, 0.1), (0.42, 0.1), (0.5, 0.6), (0.5, 0.1)]):
+        weights[head, rows, rows - 1] = before * 9 / 8
+        weights[head, rows, rows + 1] = after * 9 / 8
+    assert labels(units, weights) == [None, "previous", "next", "previous"]
+
+
+@pytest.mark.parametrize(("repeats", "label"), [(1, None), (2, None), (3, "duplicate")])
+def test_a_label_is_of_more_than_a_row_or_two(repeats: int, label: str | None) -> None:
+    ids = [*range(20), *range(repeats)]
+    units = Units.of_tokens(ids, [0] * len(ids), [0] * len(ids))
+    weights = np.zeros((1, len(ids), len(ids)), np.float32)
+    for again in range(repeats):
+        weights[0, 20 + again, again] = 1
+    assert gathered(measures.Classes, units, weights)["duplicate"] == 1
+    assert labels(units, weights) == [label]
+
+
+def labels(units: Units, weights: np.ndarray) -> list[str | None]:
+    found = measures.Classes(len(weights), units)
+    found.add(slice(0, len(units)), weights)
+    return found.labels()
 
 
 @pytest.mark.parametrize("units", UNITS.values(), ids=UNITS)

@@ -116,7 +116,8 @@ class HeadClasses(_Answer):
         description="Mean weight of the tokens that followed earlier ones of the same id"
     )
     labels: list[list[str | None]] = Field(
-        description="The class with the highest score, where that is 0.4 or more"
+        description="The class with the highest score, where that is 0.4 or more and the text has "
+        "three such rows"
     )
 
 

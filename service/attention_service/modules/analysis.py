@@ -277,8 +277,8 @@ def _results(taps: Mapping[str, Any]) -> dict[str, Any]:
             found |= {f"{name}.{member}": array for member, array in result.items()}
         else:
             found[name] = result
-        if name == "classes":
-            found["classes.labels"] = measures.labels(result)
+        if isinstance(tap, measures.Classes):
+            found["classes.labels"] = tap.labels()
     return found
 
 

@@ -6,8 +6,6 @@ row once by ``add``, and then asked for its ``result``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from attention_service.modules.analyses.units import Units
@@ -15,6 +13,8 @@ from attention_wire.tensors import Array
 
 # Least score that gives a head the name of a class.
 LABEL_SCORE = 0.4
+# Fewest rows that have such a key.
+LABEL_ROWS = 3
 
 
 def entropy(weights: Array) -> Array:
@@ -138,24 +138,26 @@ class Classes:
         """Name → float32 ``[H]``, from 0 to 1."""
         return {name: _mean(sums, self._counts[name]) for name, sums in self._sums.items()}
 
+    def labels(self) -> list[str | None]:
+        """The class of each head: the one with the highest score, if that is `LABEL_SCORE`.
 
-def labels(scores: Mapping[str, Array]) -> list[str | None]:
-    """The class of each head: the one with the highest score, if that is `LABEL_SCORE`.
+        A class of which there are fewer than `LABEL_ROWS` rows names no head: where a single
+        word repeats, one row would tell what the head is.
 
-    Args:
-        scores: name → ``[H]``; of equal ones the first counts.
-
-    Returns:
-        H names; None where no score is high enough.
-    """
-    names = list(scores)
-    table = np.stack([scores[name] for name in names])
-    is_clear = table.max(axis=0) >= LABEL_SCORE
-    best = table.argmax(axis=0)
-    return [
-        names[index] if clear else None
-        for index, clear in zip(best.tolist(), is_clear.tolist(), strict=True)
-    ]
+        Returns:
+            H names; None where no score is high enough. Of equal scores the first counts.
+        """
+        scores = self.result()
+        names = [name for name in scores if self._counts[name] >= LABEL_ROWS]
+        if not names:
+            return [None] * len(scores["first"])
+        table = np.stack([scores[name] for name in names])
+        is_clear = table.max(axis=0) >= LABEL_SCORE
+        best = table.argmax(axis=0)
+        return [
+            names[index] if clear else None
+            for index, clear in zip(best.tolist(), is_clear.tolist(), strict=True)
+        ]
 
 
 class Blocks:
