@@ -45,6 +45,15 @@ class Linear(NamedTuple):
     bias: Parameter | None
 
 
+def joined(parts: Sequence[Linear]) -> Linear:
+    """Several over the same input as one, whose outputs stand one after the other."""
+    biases = [part.bias for part in parts if part.bias is not None]
+    if len(biases) not in (0, len(parts)):
+        raise ValueError("all have a bias, or none has")
+    weight = np.concatenate([part.weight for part in parts])
+    return Linear(weight, np.concatenate(biases) if biases else None)
+
+
 class Norm(NamedTuple):
     """The parameters of a layer norm: weight ``[features]``, bias ``[features]`` or None."""
 
@@ -108,10 +117,11 @@ class Graph:
         self._nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         return name
 
-    def split(self, x: str, parts: int, *, axis: int, name: str) -> tuple[str, ...]:
-        """Cut a value into equal parts along an axis."""
-        outputs = tuple(f"{name}.{part}" for part in range(parts))
-        node = helper.make_node("Split", [x], outputs, name=name, axis=axis, num_outputs=parts)
+    def split(self, x: str, outputs: Sequence[str], *, axis: int, name: str) -> Sequence[str]:
+        """Cut a value into equal parts along an axis, and name them."""
+        node = helper.make_node(
+            "Split", [x], outputs, name=name, axis=axis, num_outputs=len(outputs)
+        )
         self._nodes.append(node)
         return outputs
 

@@ -174,14 +174,12 @@ class _Encoder(TextGraph):
         """Self-attention and its projection: ``[B,L,E]`` → ``[B,L,E]``."""
         names = self._names
         theirs, ours = names.layer.format(layer), self._ours
-        query, key, value = (
-            self._split_heads(
-                self._linear(f"{theirs}.{tensor}", x, f"{ours}.self.{part}"), f"{ours}.{part}_heads"
-            )
-            for part, tensor in zip(
-                ("query", "key", "value"), (names.query, names.key, names.value), strict=True
-            )
-        )
+        square = self._sizes.width, self._sizes.width
+        parts = [
+            self._linear_of(f"{theirs}.{tensor}", square)
+            for tensor in (names.query, names.key, names.value)
+        ]
+        query, key, value = self._joined_heads(x, blocks.joined(parts))
         projection = f"{ours}.output.dense"
         made = Layer(
             hidden=x,

@@ -113,7 +113,7 @@ class _GPT2(TextGraph):
         ours, width = self._ours, self._config.n_embd
         normed = self._norm(f"h.{layer}.ln_1", x, f"{ours}.normed")
         joined = self._transposed(f"h.{layer}.attn.c_attn", (width, 3 * width))
-        query, key, value = self._split_joined(normed, joined)
+        query, key, value = self._joined_heads(normed, joined)
         made = Layer(
             hidden=x,
             query=query,

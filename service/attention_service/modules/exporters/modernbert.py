@@ -131,7 +131,9 @@ class _ModernBert(TextGraph):
         normed = self._norm(f"{theirs}.mlp_norm", middle, f"{ours}.normed")
         both = self._linear_of(f"{theirs}.mlp.Wi", (width, 2 * inner), has_bias=config.mlp_bias)
         wide = blocks.linear(graph, normed, both, f"{ours}.mlp.Wi")
-        raw, gate = graph.split(wide, 2, axis=-1, name=f"{ours}.mlp.halves")
+        raw, gate = graph.split(
+            wide, (f"{ours}.mlp.raw", f"{ours}.mlp.gate"), axis=-1, name=f"{ours}.mlp.halves"
+        )
         active = blocks.activation(graph, raw, config.hidden_activation, f"{ours}.active")
         gated = graph.node("Mul", active, gate, name=f"{ours}.gated")
         out = self._linear_of(f"{theirs}.mlp.Wo", (inner, width), has_bias=config.mlp_bias)
@@ -146,7 +148,7 @@ class _ModernBert(TextGraph):
         # The embeddings have a norm already, so the first layer has none of its own.
         normed = x if layer == 0 else self._norm(f"{theirs}.attn_norm", x, f"{ours}.normed")
         joined = self._linear_of(f"{theirs}.attn.Wqkv", (width, 3 * width), has_bias=has_bias)
-        query, key, value = self._split_joined(normed, joined)
+        query, key, value = self._joined_heads(normed, joined)
         left, right = config.sides(config.kinds[layer])
         projection = f"layer.{layer}.attn.Wo"
         made = Layer(

@@ -91,7 +91,9 @@ def angles(graph: Graph, input_ids: str, of: Frequencies, name: str = "rotary") 
 
 def turned(graph: Graph, x: str, by: Angles, name: str) -> str:
     """Heads ``[B,H,L,D]``, the first half of each turned with the second."""
-    first, second = graph.split(x, 2, axis=-1, name=f"{name}.halves")
+    first, second = graph.split(
+        x, (f"{name}.first", f"{name}.second"), axis=-1, name=f"{name}.halves"
+    )
     products = {
         (half, angle): graph.node("Mul", value, table, name=f"{name}.{half}_{angle}")
         for half, value in (("first", first), ("second", second))
