@@ -50,6 +50,7 @@ _METHOD = {
     "baseline": "resident once the inputs exist and a small call of the same kind has run, after "
     "malloc_trim",
     "peak": "the larger of VmHWM, set back before the call, and of samples every 3 ms",
+    "soak": "resident two seconds after a call, when memory kept for the next one is given back",
     "left": "resident above the baseline after the answer is dropped and malloc_trim",
 }
 
