@@ -20,10 +20,9 @@ from statistics import median
 
 import numpy as np
 
-from attention_service.attention.answer import Answer
+from attention_service.attention.compute import compute
 from attention_service.attention.engine import Engine
 from attention_service.attention.sdpa import AttentionJob
-from attention_service.attention.tiles import tiles
 from attention_service.heap import give_back_freed
 from attention_service.resources import cpu_count
 from attention_wire.schemas import AttentionRequest
@@ -52,14 +51,7 @@ class Ours:
 
     def kernel(self) -> Callable[[], object]:
         """The computation alone, of a call that is checked and cast already."""
-        call = self.job.call.prepared()
-
-        def compute() -> Answer:
-            engine, answer = self.engine, Answer(call)
-            engine.lanes.run(tiles(call, self.job.plan, answer, engine.session, engine.patterns))
-            return answer
-
-        return compute
+        return partial(compute, self.job.call.prepared(), self.job.plan, self.engine)
 
 
 def main() -> None:

@@ -33,15 +33,15 @@ def _bare_gain(tokens: int, seconds: float) -> float:
         raise TypeError(f"{MODULE} is no text module")
     content = LONG if tokens == 64 else WORDS_OF_6
     (of_one,) = module.tokens(TextRequest(text=content))
-    names = module.outputs
-    outputs = [names.output, *(names.weights if tokens == 8 else [names.weights[_LAYER]])]
+    layers = [*range(module.info.num_layers)] if tokens == 8 else [_LAYER]
+    heads = [*range(module.info.num_heads)]
     gains = []
     for _ in range(_ROUNDS):
         rates = []
         for size in (1, 16):
             texts, start, count = [of_one] * size, time.perf_counter(), 0
             while time.perf_counter() - start < seconds / _ROUNDS / 2:
-                module.arrays(outputs, texts)
+                module.run(texts, layers, [heads] * size, output=True)
                 count += size
             rates.append(count / (time.perf_counter() - start))
         gains.append(rates[1] / rates[0])
