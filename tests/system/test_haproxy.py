@@ -43,8 +43,8 @@ REPLICAS = ("attention-1", "attention-2")
 
 CALL = {"query": [[1, 0]], "key": [[1, 0], [0, 1]], "value": [[1, 2], [3, 4]]}
 WEIGHTS = [[1 / (1 + np.exp(-(0.5**0.5))), 1 / (1 + np.exp(0.5**0.5))]]
-# It takes a replica a second or more, and fits in a buffer of HAProxy.
-LONG_CALL = {"text": ["word " * 200] * 14, "return": {"weights": False}}
+# It takes a replica a second or more, and fits in a buffer of HAProxy: short words, one token each.
+LONG_CALL = {"text": ["a " * 500] * 14, "return": {"weights": False}}
 
 
 @dataclass(frozen=True)
@@ -316,7 +316,7 @@ def test_a_replica_that_dies_loses_no_call(failing_deployment: Deployment) -> No
 def test_a_large_call_is_lost_with_its_replica_and_says_so(failing_deployment: Deployment) -> None:
     deployment = failing_deployment
     deployment.replicas["attention-2"].process.kill()
-    large = {**LONG_CALL, "text": ["word " * 400] * 14}
+    large = {**LONG_CALL, "text": ["a " * 500] * 28}
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(deployment.post, large, "/v1/text/attention")
         time.sleep(0.5)
