@@ -46,10 +46,10 @@ def call(
     """Callers of services with these models, by their settings."""
     callers: dict[str, Caller] = {}
 
-    def of(**settings: int) -> Caller:
+    def of(**settings: Any) -> Caller:
         name = json.dumps(settings)
         if name not in callers:
-            made = Settings(modules=folder, provider="cpu", threads=2, **settings)  # type: ignore[arg-type]
+            made = Settings(modules=folder, provider="cpu", threads=2, **settings)
             callers[name] = Caller(start_service(made).url)
         return callers[name]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from attention_client import AttentionClient, AttentionResult, NotReturnedError
@@ -38,9 +39,9 @@ def pixels(axes: Axes) -> np.ndarray:
     """The picture, [height, width, 3]."""
     figure = axes.figure
     assert isinstance(figure, Figure)
-    figure.canvas.draw()
-    buffer: Any = figure.canvas.buffer_rgba()  # type: ignore[attr-defined]
-    return np.asarray(buffer)[..., :3].astype(int)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
 
 
 def middle_of(axes: Axes, row: int, column: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import io
 import json
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -41,8 +41,8 @@ def made(dtype: str) -> Array:
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_npy_files_hold_what_numpy_wrote(tmp_path: Path, order: str) -> None:
-    arrays = {f"{dtype}.npy": np.asarray(made(dtype), order=order) for dtype in NAMES}  # type: ignore[call-overload]
+def test_npy_files_hold_what_numpy_wrote(tmp_path: Path, order: Literal["C", "F"]) -> None:
+    arrays = {f"{dtype}.npy": np.asarray(made(dtype), order=order) for dtype in NAMES}
     arrays["scalar.npy"], arrays["empty.npy"] = np.float32(7), np.zeros((0, 3), np.float32)
     arrays["row.npy"] = np.arange(3, dtype=np.float32)
     for name, array in arrays.items():
