@@ -28,6 +28,7 @@ from attention_service.api.app import create_app
 from attention_service.attention.engine import Engine, Session
 from attention_service.attention.graphs import TileSpec, build
 from attention_service.modules.folder import ModuleFolder
+from attention_service.modules.text_job import TextJob
 from attention_service.settings import Settings
 from attention_wire import bodies
 from attention_wire.schemas import TextRequest
@@ -146,7 +147,7 @@ def loaded(engine: Engine, model: bytes) -> Session:
 def text_rows(engine: Engine, http: httpx.Client) -> Iterator[tuple[str, dict[str, float]]]:
     module = ModuleFolder(MODULES, engine).look().text(None)
     for length, text in TEXTS.items():
-        tokens = module.job(TextRequest.model_validate({"text": text}))
+        tokens = TextJob(module, TextRequest.model_validate({"text": text}))
         works: dict[str, Work] = {"bare session": tokens.run}
         for form in (bodies.SAFETENSORS, bodies.JSON):
             if form == bodies.SAFETENSORS or length <= LONGEST_LIST_TEXT:

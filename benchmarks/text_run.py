@@ -25,6 +25,7 @@ from attention_service.attention.engine import Engine
 from attention_service.attention.job import Job
 from attention_service.modules.folder import ModuleFolder
 from attention_service.modules.text import TextModule
+from attention_service.modules.text_job import TextJob
 from attention_wire.schemas import TextRequest
 from benchmarks.text_cases import CASES, ENCODER, FOLDERS, ROOT, Case, exported, text_of
 from benchmarks.torch_turns import TorchTurns
@@ -34,7 +35,7 @@ TURN_SECONDS = 0.15
 MOST_CALLS = 300
 Times = dict[tuple[str, str], list[float]]
 METHOD = {
-    "ours": "TextModule.job(request).run() in process: tokens in, results out",
+    "ours": "TextJob(module, request).run() in process: tokens in, results out",
     "theirs": "model(**tensors), with output_attentions=True where weights are asked for",
     "tokenization": "done before, on both sides",
     "figure": "median of the ratios of the turns' medians, round by round",
@@ -74,7 +75,7 @@ def _request(case: Case) -> TextRequest:
 
 
 def _job(module: TextModule, case: Case) -> Job:
-    return module.job(_request(case))
+    return TextJob(module, _request(case))
 
 
 def _load(module: TextModule, case: Case, job: Job, theirs: TorchTurns) -> float:

@@ -19,6 +19,7 @@ from attention_service.modules.exporters import export
 from attention_service.modules.layered import LayeredModel
 from attention_service.modules.loading import load
 from attention_service.modules.text import TextModule
+from attention_service.modules.text_job import TextJob
 from attention_service.modules.tokens import Tokens
 from attention_service.settings import Settings
 from attention_wire.schemas import TextRequest
@@ -86,7 +87,7 @@ def tokens_of(module: TextModule, words: int) -> Tokens:
 
 def answer(module: TextModule, **fields: Any) -> Any:
     named = {name.rstrip("_"): value for name, value in fields.items()}
-    return module.job(TextRequest.model_validate(named)).run()["results"]
+    return TextJob(module, TextRequest.model_validate(named)).run()["results"]
 
 
 def check_run(pair: Pair, words: tuple[int, ...], layers: list[int], heads: list[int]) -> None:
@@ -164,9 +165,8 @@ def test_memory_is_no_more_than_was_told(
     monkeypatch.setattr(analysis, "_BLOCK_ELEMENTS", 2**12)
     monkeypatch.setattr(text_costs, "BLOCK_BYTES", 2**14)
     returns = {"statistics": True, "classes": True, "rollout": True, "weights": False}
-    job = models["llama"].layers.job(
-        TextRequest.model_validate({"text": text, "unit": unit, "return": returns})
-    )
+    request = TextRequest.model_validate({"text": text, "unit": unit, "return": returns})
+    job = TextJob(models["llama"].layers, request)
     job.run()  # what is kept for good is there
     tracemalloc.start()
     job.run()

@@ -17,9 +17,10 @@ from attention_service.attention.job import Fits, Job, Shapes
 from attention_service.attention.lanes import Cancelled, never
 from attention_service.attention.sdpa import AttentionJob
 from attention_service.modules.folder import ModuleFolder
-from attention_service.modules.multi_head import MultiHeadModule
+from attention_service.modules.multi_head import MultiHeadJob, MultiHeadModule
 from attention_service.modules.repository import Repository
 from attention_service.modules.text import TextModule
+from attention_service.modules.text_job import TextJob
 from attention_service.serving.admission import Admission
 from attention_service.serving.batching import Batching
 from attention_wire.problems import Code, ProblemError
@@ -471,9 +472,9 @@ def test_texts(repository: Repository) -> None:
     module = repository.get(TEXT_MODULE)
     assert isinstance(module, TextModule)
     assert module.takes_padding
-    together = module.job(TextRequest(text=list(TEXTS))).run()["results"]
+    together = TextJob(module, TextRequest(text=list(TEXTS))).run()["results"]
     for text, result in zip(TEXTS, together, strict=True):
-        (alone,) = module.job(TextRequest(text=text)).run()["results"]
+        (alone,) = TextJob(module, TextRequest(text=text)).run()["results"]
         assert result["tokens"] == alone["tokens"]
         assert result["weights"].shape == alone["weights"].shape
         close(result["weights"], alone["weights"])
@@ -488,7 +489,7 @@ def test_texts_of_several_calls(repository: Repository) -> None:
         TextRequest(text=[TEXTS[5], TEXTS[2]], text_pair=["One.", "Two."]),
         TextRequest(text=TEXTS[2]),
     ]
-    jobs = [module.job(request) for request in requests]
+    jobs = [TextJob(module, request) for request in requests]
     assert len({job.batch_key for job in jobs}) == 1
     for job, answer in zip(jobs, type(jobs[0]).run_together(jobs), strict=True):
         alone = job.run()
@@ -510,9 +511,9 @@ def test_texts_of_several_calls(repository: Repository) -> None:
 def test_texts_that_do_not_run_together(repository: Repository, other: dict[str, Any]) -> None:
     module = repository.get(TEXT_MODULE)
     assert isinstance(module, TextModule)
-    key = module.job(TextRequest(text=TEXTS[0])).batch_key
+    key = TextJob(module, TextRequest(text=TEXTS[0])).batch_key
     assert key is not None
-    assert key != module.job(TextRequest.model_validate(other)).batch_key
+    assert key != TextJob(module, TextRequest.model_validate(other)).batch_key
 
 
 def test_a_graph_that_looks_at_padding_runs_each_text_alone(tmp_path: Path, engine: Engine) -> None:
@@ -521,10 +522,10 @@ def test_a_graph_that_looks_at_padding_runs_each_text_alone(tmp_path: Path, engi
     assert isinstance(module, TextModule)
     assert not module.takes_padding
     texts = ["the cat", "cat", "the cat sat"]
-    job = module.job(TextRequest(text=list(texts)))
+    job = TextJob(module, TextRequest(text=list(texts)))
     assert job.batch_key is None
     for text, result in zip(texts, job.run()["results"], strict=True):
-        (alone,) = module.job(TextRequest(text=text)).run()["results"]
+        (alone,) = TextJob(module, TextRequest(text=text)).run()["results"]
         np.testing.assert_array_equal(result["weights"], alone["weights"])
 
 
@@ -533,9 +534,9 @@ def test_calls_of_a_learned_module(repository: Repository) -> None:
     assert isinstance(module, MultiHeadModule)
     rng = np.random.default_rng(3)
     tensors = [rng.standard_normal((2, 3, 8)).astype(np.float32) for _ in range(3)]
-    jobs = [module.job(ModuleRequest(query=tensor, is_causal=True)) for tensor in tensors]
+    jobs = [MultiHeadJob(module, ModuleRequest(query=tensor, is_causal=True)) for tensor in tensors]
     assert len({job.batch_key for job in jobs}) == 1
-    assert jobs[0].batch_key != module.job(ModuleRequest(query=tensors[0])).batch_key
+    assert jobs[0].batch_key != MultiHeadJob(module, ModuleRequest(query=tensors[0])).batch_key
     for job, answer in zip(jobs, type(jobs[0]).run_together(jobs), strict=True):
         alone = job.run()
         close(answer["output"], alone["output"])

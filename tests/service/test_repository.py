@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from attention_service.attention.engine import Engine
 from attention_service.modules.folder import ModuleFolder
+from attention_service.modules.text_job import TextJob
 from attention_wire.problems import Code, ProblemError
 from attention_wire.schemas import TextRequest
 
@@ -147,7 +148,7 @@ def test_any_onnx_file_with_the_names_of_its_manifest_serves(
     (info,) = repository.infos()
     assert (info.name, info.kind, info.max_length, info.license) == ("mine", "text", 6, "MIT")
     assert info.sha256 == hashlib.sha256(model()).hexdigest()
-    answer = repository.text(None).job(TextRequest(text="the cat")).run()
+    answer = TextJob(repository.text(None), TextRequest(text="the cat")).run()
     (result,) = answer["results"]
     assert result["tokens"] == ["[CLS]", "the", "cat", "[SEP]"]
     rows = TABLE[[1, 3, 4, 2]].astype(np.float64)
@@ -394,9 +395,9 @@ def test_a_text_is_cut_to_what_the_module_takes_and_never_sent_longer(
     make(tmp_path / "tiny", max_length=1)
     repository = ModuleFolder(tmp_path, engine).look()
     long = TextRequest(text="the cat sat the cat sat", truncate=True)
-    (result,) = repository.text("mine").job(long).run()["results"]
+    (result,) = TextJob(repository.text("mine"), long).run()["results"]
     assert result["tokens"] == ["[CLS]", "the", "cat", "sat", "the", "[SEP]"]
     # There is no room for its special tokens alone, and nothing that cutting could do.
     with pytest.raises(ProblemError, match="where the module takes 1, special tokens") as problem:
-        repository.text("tiny").job(long)
+        TextJob(repository.text("tiny"), long)
     assert problem.value.code == Code.TEXT_TOO_LONG

@@ -31,6 +31,8 @@ from attention_service.api.scopes import is_probe
 from attention_service.attention.engine import Engine
 from attention_service.attention.sdpa import AttentionJob
 from attention_service.modules.folder import ModuleFolder
+from attention_service.modules.multi_head import MultiHeadJob
+from attention_service.modules.text_job import TextJob
 from attention_service.serving.admission import Admission
 from attention_service.serving.batching import Batching
 from attention_service.serving.keys import Keys
@@ -118,12 +120,12 @@ def create_app(
         FieldsOperation(
             openapi.MODULE_ATTENTION,
             ModuleRequest,
-            lambda request, path: folder.current.multi_head(path["name"]).job(request),
+            lambda request, path: MultiHeadJob(folder.current.multi_head(path["name"]), request),
         ),
         FieldsOperation(
             openapi.TEXT_ATTENTION,
             TextRequest,
-            lambda request, _: folder.current.text(request.module).job(request),
+            lambda request, _: TextJob(folder.current.text(request.module), request),
         ),
     ]
     infer = InferOperation(

@@ -7,7 +7,9 @@ from attention_service.attention.engine import Engine
 from attention_service.attention.job import Job
 from attention_service.attention.sdpa import AttentionJob
 from attention_service.modules.folder import ModuleFolder
+from attention_service.modules.multi_head import MultiHeadJob
 from attention_service.modules.repository import Repository
+from attention_service.modules.text_job import TextJob
 from attention_service.settings import Settings
 from attention_wire import bodies
 from attention_wire.schemas import AttentionRequest, ModuleRequest, TextRequest
@@ -41,9 +43,9 @@ def _job(
 
     if "text" in fields.values:
         text = validate(TextRequest, fields)
-        return repository().text(text.module).job(text), text.tensor_format
+        return TextJob(repository().text(text.module), text), text.tensor_format
     if module is not None:
         tensors = validate(ModuleRequest, fields)
-        return repository().multi_head(module).job(tensors), tensors.tensor_format
+        return MultiHeadJob(repository().multi_head(module), tensors), tensors.tensor_format
     plain = validate(AttentionRequest, fields)
     return AttentionJob.of(plain, engine), plain.tensor_format

@@ -56,17 +56,13 @@ class MultiHeadModule:
         arrays = self.session.run(names, feeds)
         return {n: (arrays[n].shape, e) for n, e in zip(names, expected, strict=True)}
 
-    def job(self, request: ModuleRequest) -> MultiHeadJob:
-        """A request to this module as a job.
-
-        Raises:
-            ProblemError: the request's tensors do not fit the module or each other.
-        """
-        return MultiHeadJob(self, request)
-
 
 class MultiHeadJob(Job):
-    """One call of a multi-head module."""
+    """One call of a multi-head module.
+
+    Raises:
+        ProblemError: the request's tensors do not fit the module or each other.
+    """
 
     def __init__(self, module: MultiHeadModule, request: ModuleRequest) -> None:
         self._module = module

@@ -12,7 +12,6 @@ from attention_service.modules.layer_attention import FLOAT32
 from attention_service.modules.layered import LayeredModel
 from attention_service.modules.manifest import Probe
 from attention_service.modules.padding import runs
-from attention_service.modules.text_job import TextJob
 from attention_service.modules.tokens import Tokenizer, Tokens, feeds
 from attention_service.modules.whole import WholeModel
 from attention_wire.answers import ModuleInfo
@@ -178,14 +177,6 @@ class TextModule:
             self.tokenizer.encode(text, pair, longest, truncate=request.truncate, place=place)
             for text, pair, place in _texts(request)
         ]
-
-    def job(self, request: TextRequest) -> TextJob:
-        """A request to this module as a job.
-
-        Raises:
-            ProblemError: as :class:`TextJob` does.
-        """
-        return TextJob(self, request)
 
 
 def _of_heads(weights: Array, heads: Sequence[int]) -> Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import orjson
 
@@ -15,10 +14,8 @@ from attention_service.modules.analysis import BLOCK_BYTES
 from attention_service.modules.asked import Asked
 from attention_service.modules.layer_attention import wanted
 from attention_service.modules.layered import LayeredModel
+from attention_service.modules.text import TextModule
 from attention_service.modules.tokens import Tokens
-
-if TYPE_CHECKING:
-    from attention_service.modules.text import TextModule
 
 # Names, dtypes, shapes and offsets of one result's tensors, in any form.
 _RESULT_BYTES = 256

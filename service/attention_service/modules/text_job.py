@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from typing_extensions import override
 
@@ -17,11 +17,9 @@ from attention_service.modules.analysis import Analysis
 from attention_service.modules.asked import Asked
 from attention_service.modules.layered import LayeredModel
 from attention_service.modules.padding import RUN_TOKENS
+from attention_service.modules.text import TextModule
 from attention_service.modules.text_costs import TextCosts
 from attention_wire.schemas import TextRequest, TextWeightsSelection
-
-if TYPE_CHECKING:
-    from attention_service.modules.text import TextModule
 
 # What to ask for where a call is too large, from the most that may be wanted down.
 _LESS: tuple[dict[str, Any], ...] = (
@@ -50,7 +48,6 @@ class TextJob(Job):
         self._asked = Asked.of(request, module.info, is_layered=is_layered)
         self._texts = module.tokens(request)
         self._units = [self._asked.units(tokens) for tokens in self._texts]
-
         self._costs = TextCosts(module, self._asked, self._texts, self._units)
 
     @property

@@ -11,9 +11,10 @@ from attention_service.attention.engine import Engine
 from attention_service.attention.job import Job
 from attention_service.attention.sdpa import AttentionJob
 from attention_service.modules.asked import CLASSES, STATISTICS
-from attention_service.modules.multi_head import MultiHeadModule
+from attention_service.modules.multi_head import MultiHeadJob, MultiHeadModule
 from attention_service.modules.repository import Repository
 from attention_service.modules.text import TextModule
+from attention_service.modules.text_job import TextJob
 from attention_wire import documents
 from attention_wire.bodies import Fields
 from attention_wire.inference import TEXT, Inputs
@@ -152,7 +153,9 @@ class MultiHead:
 
     def job(self, given: Inputs) -> Job:
         """As a Model has it."""
-        return self._module.job(validate(ModuleRequest, _fields(self, given, _PLAIN_FLAGS)))
+        return MultiHeadJob(
+            self._module, validate(ModuleRequest, _fields(self, given, _PLAIN_FLAGS))
+        )
 
     def results(self, answer: Mapping[str, Any]) -> dict[str, Array]:
         """As a Model has it."""
@@ -209,7 +212,7 @@ class TextModel:
                 message = "is answered by POST /v1/text/attention alone"
                 raise ProblemError.of_field(loc, message)
         fields.values["module"] = self.name
-        return self._module.job(validate(TextRequest, fields))
+        return TextJob(self._module, validate(TextRequest, fields))
 
     def results(self, answer: Mapping[str, Any]) -> dict[str, Array]:
         """As a Model has it. What is shorter than the longest text is filled with zeros."""
