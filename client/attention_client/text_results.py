@@ -9,12 +9,12 @@ import numpy as np
 
 from attention_client import _shown, plots
 from attention_client._views import bertviz, data_array
-from attention_client._words import merged, words_of
 from attention_client.errors import NotReturnedError
 from attention_client.maps import attention_map
 from attention_client.text_parts import TextParts
 from attention_wire.answers import Words
 from attention_wire.tensors import Array
+from attention_wire.units import Units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,17 +115,13 @@ class TextAttention(TextParts):
             message = "words: the largest weights of heads do not add up; call with unit='word'"
             raise NotReturnedError(message, name="words", obj=self)
         weights = self._all_rows("words", "unit='word'")
-        words = words_of(
-            self.text,
-            self.text_pair,
-            self.tokens,
-            self.offsets,
-            self.word_ids,
-            self.special_tokens_mask,
-            self.segments,
+        units = Units.of_words(
+            self.token_ids, self.word_ids, self.special_tokens_mask, self.segments
         )
+        words = units.words(self.tokens, self.offsets, (self.text, self.text_pair or ""))
+        merged = units.merge(weights.astype(np.float64), slice(0, len(units)))
         kept = {name: self.arrays[name] for name in ("output", "change") if name in self.arrays}
-        arrays = {**kept, "weights": merged(weights, words.tokens)}
+        arrays = {**kept, "weights": merged.astype(weights.dtype)}
         return replace(self, arrays=arrays, _words=words, _statistics=None, _classes=None)
 
     def head(self, layer: int, head: int) -> Array:

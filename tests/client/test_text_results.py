@@ -20,7 +20,6 @@ from attention_client import (
     attention_map,
 )
 from attention_client._messages import Answer
-from attention_client._words import words_of
 from attention_wire import bodies
 from tests.client.conftest import Ask
 from tests.client.scripted import Reply, ScriptedServer
@@ -274,11 +273,6 @@ def test_tokens_become_words() -> None:
         with pytest.raises(NotReturnedError, match=f"unit='word', return_={{'{name}': True}}"):
             getattr(words, name)
     assert (result.unit, result.weights.shape) == ("token", (2, 3, LENGTH, LENGTH))
-
-
-def test_two_texts_without_a_token_between_share_no_word() -> None:
-    words = words_of("cats", "dogs", ["cats", "dogs"], [(0, 4)] * 2, [0, 0], [0, 0], [0, 1])
-    assert (words.text, words.tokens) == (["cats", "dogs"], [(0, 1), (1, 2)])
 
 
 def test_words_of_the_service_are_taken_as_they_are() -> None:

@@ -14,7 +14,6 @@ import numpy as np
 from attention_service.attention.lanes import Cancelled
 from attention_service.modules.analyses import measures, rollout
 from attention_service.modules.analyses.flow import flow
-from attention_service.modules.analyses.units import Units
 from attention_service.modules.asked import Asked
 from attention_service.modules.forward import Forward
 from attention_service.modules.layer_attention import wanted
@@ -23,6 +22,7 @@ from attention_service.modules.selected import SelectedWeights
 from attention_service.modules.tokens import Tokens, feeds
 from attention_service.modules.whole import WholeForward, WholeModel
 from attention_wire.tensors import Array
+from attention_wire.units import Units
 
 # Weights that are looked at together.
 _BLOCK_ELEMENTS = 2**21
@@ -83,7 +83,9 @@ class Analysis:
         layers = [self._found[layer] for layer in asked.layers if layer in self._found]
         result = _of_layers(layers)
         if asked.of_words:
-            result["words"] = self._words()
+            fields = self._tokens.fields
+            words = self._units.words(fields["tokens"], fields["offsets"], self._tokens.texts)
+            result["words"] = words.model_dump()
         if asked.needs_output and forward.output is not None:
             output = forward.output[0]
             if asked.returns.output:
@@ -221,25 +223,6 @@ class Analysis:
     def _check(self) -> None:
         if self._cancelled():
             raise Cancelled
-
-    def _words(self) -> dict[str, Any]:
-        """The units, as the answer describes words."""
-        fields, units = self._tokens.fields, self._units
-        spans = list(zip(units.starts.tolist(), units.stops.tolist(), strict=True))
-        offsets = [(fields["offsets"][a][0], fields["offsets"][b - 1][1]) for a, b in spans]
-        segments = [fields["segments"][start] for start, _ in spans]
-        return {
-            "text": [
-                self._tokens.texts[segment][begin:end]
-                if segment is not None
-                else fields["tokens"][start]
-                for segment, (begin, end), (start, _) in zip(segments, offsets, spans, strict=True)
-            ],
-            "offsets": offsets,
-            "tokens": spans,
-            "segments": segments,
-            "special_mask": units.special.astype(int).tolist(),
-        }
 
 
 def _context_alone(forward: Forward | WholeForward) -> Array | None:

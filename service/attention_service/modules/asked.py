@@ -8,11 +8,11 @@ from typing import Self
 
 from attention_service.attention.job import Shapes
 from attention_service.modules.analyses.flow import MOST_UNITS
-from attention_service.modules.analyses.units import Units
 from attention_service.modules.tokens import Tokens
 from attention_wire.answers import HeadClasses, ModuleInfo, Statistics
 from attention_wire.problems import ProblemError
 from attention_wire.schemas import TextRequest, TextReturn, TextWeightsSelection
+from attention_wire.units import Units
 
 CLASSES = tuple(name for name in HeadClasses.model_fields if name != "labels")
 STATISTICS = tuple(Statistics.model_fields)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import orjson
 
 from attention_service.attention.job import Shapes
-from attention_service.modules.analyses.units import Units
 from attention_service.modules.analysis import BLOCK_BYTES
 from attention_service.modules.asked import Asked
 from attention_service.modules.layer_attention import wanted
 from attention_service.modules.layered import LayeredModel
 from attention_service.modules.text import TextModule
 from attention_service.modules.tokens import Tokens
+from attention_wire.units import Units
 
 # Names, dtypes, shapes and offsets of one result's tensors, in any form.
 _RESULT_BYTES = 256

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from attention_service.modules.analyses.units import Units
 from attention_wire.tensors import Array
+from attention_wire.units import Units
 
 # Least score that gives a head the name of a class.
 LABEL_SCORE = 0.4

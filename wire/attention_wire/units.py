@@ -1,4 +1,8 @@
-"""What the rows and columns of a text's attention are: its tokens, or its words."""
+"""What the rows and columns of a text's attention are: its tokens, or its words.
+
+A word attends as its tokens do on average, and draws what its tokens draw together, as in
+Clark et al. 2019 (https://arxiv.org/abs/1906.04341). So rows sum to what they did.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attention_wire.answers import Words
 from attention_wire.tensors import Array
 
 _NO_SEGMENT = -1
@@ -61,12 +66,12 @@ class Units:
         special_tokens_mask: Sequence[int],
         segments: Sequence[int | None],
     ) -> Units:
-        """Consecutive tokens of one word together.
+        """Consecutive tokens of one word of one text together.
 
         Args:
             token_ids: L of them.
             word_ids: the word of each token, counted in each text of a pair; a token without
-                one is a unit of its own.
+                one, such as ``[CLS]``, is a unit of its own.
             special_tokens_mask: 1 for tokens that stand in no text.
             segments: 0 or 1, the text of a pair; None for special tokens.
         """
@@ -119,12 +124,12 @@ class Units:
         """From the weights of tokens to those of units: rows averaged, columns summed.
 
         Args:
-            weights: floating point ``[H, tokens of these units, L]``.
+            weights: floating point ``[..., tokens of these units, L]``.
             units: which units' tokens the rows are, without a step.
 
         Returns:
-            ``[H, units, U]`` in the weights' dtype; ``weights`` itself where every unit is one
-            token.
+            ``[..., units, U]`` in the weights' dtype, which they are added up in; ``weights``
+            itself where every unit is one token.
         """
         if self.is_whole:
             return weights
@@ -133,6 +138,32 @@ class Units:
         rows /= (stops - starts).astype(weights.dtype)[:, None]
         merged: Array = np.add.reduceat(rows, self.starts, axis=-1)
         return merged
+
+    def words(
+        self, tokens: Sequence[str], offsets: Sequence[tuple[int, int]], texts: Sequence[str]
+    ) -> Words:
+        """The units, as an answer describes words.
+
+        Args:
+            tokens: L of them, as the vocabulary writes them.
+            offsets: the characters of each in its text.
+            texts: the text, or the two of a pair.
+        """
+        spans = list(zip(self.starts.tolist(), self.stops.tolist(), strict=True))
+        characters = [(offsets[start][0], offsets[stop - 1][1]) for start, stop in spans]
+        segments = [None if number == _NO_SEGMENT else number for number in self.segments.tolist()]
+        return Words(
+            text=[
+                tokens[start] if segment is None else texts[segment][begin:end]
+                for (start, _), (begin, end), segment in zip(
+                    spans, characters, segments, strict=True
+                )
+            ],
+            offsets=characters,
+            tokens=spans,
+            segments=segments,
+            special_mask=self.special.astype(int).tolist(),
+        )
 
 
 def _numbers(segments: Sequence[int | None]) -> Array:
