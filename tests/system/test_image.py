@@ -7,9 +7,7 @@ entrypoint, without capabilities.
 
 from __future__ import annotations
 
-import ast
 import base64
-import configparser
 import json
 import math
 import os
@@ -17,20 +15,19 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
 import pytest
 
 from attention_client import AttentionClient
+from tests.system.buildah import BASE, BUILDAH, buildah, host_network, make_base
 from tests.system.harness import (
     CONTAINED,
     REPOSITORY,
@@ -43,13 +40,6 @@ from tests.system.harness import (
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
-IMAGES = REPOSITORY / "build/images"
-BASE = "localhost/attention-base:bookworm"
-BUILDAH = {
-    "CONTAINERS_STORAGE_CONF": str(IMAGES / "storage.conf"),
-    "BUILDAH_ISOLATION": "chroot",
-    "TMPDIR": str(IMAGES / "tmp"),
-}
 MAX_MEGABYTES = 400
 TEXT = "The animal didn't cross the street because it was too tired."  # a case of the goldens
 
@@ -66,54 +56,6 @@ mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 exec chroot "$root" "$@"
 """
-
-
-def buildah(*words: str, timeout: float = 120) -> str:
-    return run(["buildah", *words], env=BUILDAH, timeout=timeout).strip()
-
-
-def host_network(folder: Path) -> list[str]:
-    """What a build needs to reach this machine's package index, as options of the build.
-
-    pip's settings here, wherever they come from, become the build's /etc/pip.conf; the files
-    and folders that they name are mounted where they are.
-    """
-    config = configparser.RawConfigParser()
-    mounts = set()
-    settings = run([sys.executable, "-m", "pip", "config", "list"]).splitlines()
-    # The last one counts, and to pip a variable comes before its files.
-    for line in sorted(settings, key=lambda line: line.startswith(":env:")):
-        name, value = line.split("=", 1)
-        value = ast.literal_eval(value)
-        section, option = name.removeprefix(":env:").rsplit(".", 1)
-        section = section or "global"
-        if not config.has_section(section):
-            config.add_section(section)
-        config.set(section, option, value)
-        mounts |= {path for word in value.split() if (path := local_path(word))}
-    certificates = os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
-    if certificates and not config.has_option("global", "cert"):
-        config.setdefault("global", {})
-        config.set("global", "cert", certificates)
-        mounts.add(certificates)
-
-    pip_conf = folder / "pip.conf"
-    with pip_conf.open("w") as file:
-        config.write(file)
-    volumes = [f"{path}:{path}:ro" for path in sorted(mounts)] + [f"{pip_conf}:/etc/pip.conf:ro"]
-    return ["--network", "host", *(word for volume in volumes for word in ("--volume", volume))]
-
-
-def local_path(word: str) -> str | None:
-    """The folder or file of this machine that a setting of pip names, if it is one."""
-    url = urlsplit(word)
-    if url.scheme not in {"", "file"} or not url.path.startswith("/"):
-        return None
-    path = Path(url.path)
-    # The pages of a local index link to files beside it.
-    if url.scheme == "file" and path.is_dir():
-        path = path.parent
-    return str(path) if path.exists() else None
 
 
 def inspect(image: str) -> Any:
@@ -177,7 +119,7 @@ def without_daemons(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
-    run([*CONTAINED, "scripts/image_base.sh", IMAGES], timeout=300)
+    make_base()
     options = ["--pull-never", "--build-arg", f"BASE_IMAGE={BASE}"]
     options += host_network(tmp_path_factory.mktemp("build"))
     path = without_daemons(tmp_path_factory.mktemp("clients"))

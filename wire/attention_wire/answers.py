@@ -5,7 +5,7 @@ The OpenAPI document is made from these models, and the client reads answers thr
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
@@ -54,19 +54,19 @@ def _answered_weights_form(value: object) -> str:
     return "top_k" if is_object else "tensor"
 
 
+AnsweredWeights: TypeAlias = Annotated[
+    Annotated[FloatTensor, Tag("tensor")] | Annotated[TopK, Tag("top_k")],
+    Discriminator(_answered_weights_form),
+]
+
+
 class AttentionAnswer(_Answer):
     """Outputs and weights, each present only if it was asked for."""
 
     output: FloatTensor | None = Field(
         default=None, description="In the query's rank and dtype: [B,Hq,L,Dv], [B,L,Hq·Dv], [L,Dv]"
     )
-    weights: (
-        Annotated[
-            Annotated[FloatTensor, Tag("tensor")] | Annotated[TopK, Tag("top_k")],
-            Discriminator(_answered_weights_form),
-        ]
-        | None
-    ) = Field(
+    weights: AnsweredWeights | None = Field(
         default=None,
         description="[B,Hq,L,T], for rank 2 [L,T]; rows sum to 1, or to 0 if masked; or the "
         "selection asked for",
@@ -147,13 +147,7 @@ class TextResult(_Answer):
         description="0 for `text`, 1 for `text_pair`; null for special tokens"
     )
     output: FloatTensor | None = Field(default=None, description="Last hidden state, [L,E]")
-    weights: (
-        Annotated[
-            Annotated[FloatTensor, Tag("tensor")] | Annotated[TopK, Tag("top_k")],
-            Discriminator(_answered_weights_form),
-        ]
-        | None
-    ) = Field(
+    weights: AnsweredWeights | None = Field(
         default=None,
         description="[layers,heads,U,U], or the selection asked for; U counts tokens or words",
     )

@@ -131,27 +131,22 @@ def _text(value: object) -> str | list[str]:
 
 
 def _index_list(value: object) -> list[int]:
+    return _distinct(value, "", "")
+
+
+def _distinct(value: object, other: str, cure: str) -> list[int]:
     if not isinstance(value, list) or not all(type(item) is int for item in value):
-        raise field_error(Code.INVALID_FIELD, "must be a list of integers")
+        raise field_error(Code.INVALID_FIELD, f"must be {other}a list of integers")
     if not value or min(value) < 0 or len(set(value)) < len(value):
-        raise field_error(
-            Code.INVALID_FIELD, "must name each index once, from 0 up, and at least one"
-        )
+        message = f"must name each index once, from 0 up, and at least one{cure}"
+        raise field_error(Code.INVALID_FIELD, message)
     return value
 
 
 def _indices(value: object) -> Literal["all"] | list[int]:
     if isinstance(value, str) and value == "all":
         return "all"
-    if not isinstance(value, list) or not all(type(item) is int for item in value):
-        raise field_error(Code.INVALID_FIELD, 'must be "all" or a list of integers')
-    if not value or min(value) < 0 or len(set(value)) < len(value):
-        raise field_error(
-            Code.INVALID_FIELD,
-            "must name each index once, from 0 up, and at least one; "
-            'use "all", or return.weights = false for none',
-        )
-    return value
+    return _distinct(value, '"all" or ', '; use "all", or return.weights = false for none')
 
 
 _IndexListSchema: TypeAlias = Annotated[
@@ -159,7 +154,8 @@ _IndexListSchema: TypeAlias = Annotated[
     Field(min_length=1, json_schema_extra={"uniqueItems": True}),
 ]
 IndexList: TypeAlias = Annotated[
-    list[int], PlainValidator(_index_list, json_schema_input_type=_IndexListSchema)
+    list[int],
+    PlainValidator(_index_list, json_schema_input_type=_IndexListSchema),
 ]
 TextInput: TypeAlias = Annotated[
     str | list[str],

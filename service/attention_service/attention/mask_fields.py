@@ -19,18 +19,13 @@ def plain_masking(attn_mask: Array | None, sizes: Sizes, *, is_causal: bool) -> 
     """
     mask = None if attn_mask is None else fit_mask(attn_mask, sizes.scores)
     positions = np.arange(sizes.q_length)[None]
-    high = np.full_like(positions, sizes.kv_length if mask is None else mask.shape[3])
-    if is_causal:
-        high = np.minimum(high, positions + 1)
+    ends = sizes.kv_length if mask is None else mask.shape[3]
     return Masking(
-        sizes=sizes,
-        band=Band(np.zeros_like(high), high),
-        mask=mask,
-        slopes=None,
+        sizes,
+        Band.by_position(positions, ends, sizes.kv_length, is_causal=is_causal),
         query_positions=positions,
         key_positions=np.arange(sizes.kv_length),
-        query_documents=None,
-        key_documents=None,
+        mask=mask,
     )
 
 
@@ -52,46 +47,25 @@ def masking(request: AttentionRequest, sizes: Sizes, past_length: int) -> Maskin
     else:
         offset = np.array([past_length], np.int64)
     query_positions = np.arange(sizes.q_length) + offset[:, None]
-    key_positions = np.arange(sizes.kv_length) + request.key_offset
+    ends = sizes.kv_length if mask is None else mask.shape[3]
+    band = Band.by_position(
+        query_positions - request.key_offset,
+        ends if nonpad is None else np.minimum(nonpad, ends)[:, None],
+        sizes.kv_length,
+        is_causal=request.is_causal,
+        left_window_size=request.left_window_size,
+        right_window_size=request.right_window_size,
+    )
     return Masking(
-        sizes=sizes,
-        band=_band(request, sizes, query_positions, nonpad, mask),
+        sizes,
+        band,
+        query_positions=query_positions,
+        key_positions=np.arange(sizes.kv_length) + request.key_offset,
         mask=mask,
         slopes=None if slopes is None else slopes.astype(np.float64),
-        query_positions=query_positions,
-        key_positions=key_positions,
         query_documents=request.query_document_ids,
         key_documents=request.key_document_ids,
     )
-
-
-def _band(
-    request: AttentionRequest,
-    sizes: Sizes,
-    positions: Array,
-    nonpad: Array | None,
-    mask: Array | None,
-) -> Band | None:
-    total = sizes.kv_length
-    index = positions - request.key_offset  # of the key at each query's own position
-    low = np.zeros((1, sizes.q_length), np.int64)
-    high = np.full((1, sizes.q_length), total)
-    if mask is not None:
-        high = np.minimum(high, mask.shape[3])
-    if nonpad is not None:
-        high = np.minimum(high, nonpad[:, None])
-    if request.is_causal:
-        high = np.minimum(high, index + 1)
-    if request.left_window_size >= 0:
-        low = np.maximum(low, index - request.left_window_size)
-    if request.right_window_size >= 0:
-        high = np.minimum(high, index + request.right_window_size + 1)
-    low = np.minimum(low, total)
-    high = np.maximum(high, low)
-    low, high = np.broadcast_arrays(low, high)
-    if not low.any() and (high == total).all():
-        return None
-    return Band(low, high)
 
 
 def _nonpad(request: AttentionRequest, sizes: Sizes) -> Array | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -35,6 +35,40 @@ class Band:
     low: Array
     high: Array
 
+    @classmethod
+    def by_position(
+        cls,
+        index: Array,
+        ends: Array | int,
+        keys: int,
+        *,
+        is_causal: bool = False,
+        left_window_size: int = -1,
+        right_window_size: int = -1,
+    ) -> Self | None:
+        """What causality, windows and padding leave; None where every row sees every key.
+
+        Args:
+            index: int64 ``[B or 1, L]``, the key at each row's own position.
+            ends: how many keys there are that are no padding: one number, or ``[B or 1, 1]``.
+            keys: T.
+            is_causal: whether a row sees no key after its own.
+            left_window_size: keys before its own that it sees; −1: all.
+            right_window_size: keys after its own that it sees; −1: all.
+        """
+        low = np.zeros((1, index.shape[1]), np.int64)
+        high = np.minimum(np.full_like(low, keys), ends)
+        if is_causal:
+            high = np.minimum(high, index + 1)
+        if left_window_size >= 0:
+            low = np.maximum(low, index - left_window_size)
+        if right_window_size >= 0:
+            high = np.minimum(high, index + right_window_size + 1)
+        low = np.minimum(low, keys)
+        high = np.maximum(high, low)
+        low, high = np.broadcast_arrays(low, high)
+        return None if not low.any() and (high == keys).all() else cls(low, high)
+
     def of(self, batch: slice, rows: Rows) -> tuple[Array, Array]:
         """Low and high of these rows, ``[b or 1, rows]``."""
         part = _of(batch, self.low)
@@ -48,22 +82,22 @@ class Masking:
     Attributes:
         sizes: of the call.
         band: None where every query sees every key by position.
+        query_positions: int64 ``[B or 1, L]``.
+        key_positions: int64 ``[T]``.
         mask: None, or bool (true = may attend) or float (added), rank 4, each of the first
             three dimensions that of ``[B,Hq,L,T]`` or 1, the last at most T.
         slopes: None, or ALiBi's float64 ``[Hq]``.
-        query_positions: int64 ``[B or 1, L]``.
-        key_positions: int64 ``[T]``.
         query_documents, key_documents: None, or ints ``[B,L]`` and ``[B,T]``.
     """
 
     sizes: Sizes
     band: Band | None
-    mask: Array | None
-    slopes: Array | None
     query_positions: Array
     key_positions: Array
-    query_documents: Array | None
-    key_documents: Array | None
+    mask: Array | None = None
+    slopes: Array | None = None
+    query_documents: Array | None = None
+    key_documents: Array | None = None
 
     @property
     def seen(self) -> Hashable:

@@ -66,16 +66,12 @@ def call_of(
         query.shape[0], query.shape[1], key.shape[1], query.shape[2], key.shape[2],
         query.shape[3], value.shape[3],
     )  # fmt: skip
-    positions = np.arange(first_row, first_row + sizes.q_length)
+    positions = np.arange(first_row, first_row + sizes.q_length)[None]
     masking = Masking(
         sizes,
         _band(layer, positions, sizes.kv_length, lengths),
-        mask=None,
-        slopes=None,
-        query_positions=positions[None],
+        query_positions=positions,
         key_positions=np.arange(sizes.kv_length),
-        query_documents=None,
-        key_documents=None,
     )
     return AttentionCall(
         query=query,
@@ -94,19 +90,15 @@ def call_of(
 
 def _band(layer: Layer, positions: Array, keys: int, lengths: Sequence[int]) -> Band | None:
     """Which keys each row sees: none after it, none far from it, no padding."""
-    left, right = layer.left_window_size, layer.right_window_size
     # Padding stands behind the text, where no row of a causal layer looks.
     is_padded = min(lengths) < keys and not layer.is_causal
-    if left < 0 and right < 0 and not layer.is_causal and not is_padded:
-        return None
-    ends = np.array(lengths if is_padded else [keys], np.int64)[:, None]
-    low = np.zeros_like(positions) if left < 0 else np.maximum(positions - left, 0)
-    if layer.is_causal:
-        right = 0 if right < 0 else min(right, 0)
-    high = np.full_like(positions, keys) if right < 0 else positions + right + 1
-    return Band(
-        np.minimum(np.broadcast_to(low, (len(ends), len(low))), ends),
-        np.minimum(high, ends),
+    return Band.by_position(
+        positions,
+        np.array(lengths)[:, None] if is_padded else keys,
+        keys,
+        is_causal=layer.is_causal,
+        left_window_size=layer.left_window_size,
+        right_window_size=layer.right_window_size,
     )
 
 
@@ -117,7 +109,7 @@ def bias_of(
 
     Rows of padding see every key: of a row that sees none the softmax would be NaN.
     """
-    band = _band(layer, np.arange(length), length, lengths)
+    band = _band(layer, np.arange(length)[None], length, lengths)
     if band is None:
         return None
     keys, (count, kv_heads) = np.arange(length), heads

@@ -78,7 +78,7 @@ def _check_run(module: Module) -> None:
     """Run a module once, so that what its files do not agree on shows now, not in calls."""
     try:
         shapes = module.probe()
-    except Exception as error:  # ONNX Runtime's errors have no other base
+    except Exception as error:  # any file that somebody else made stands behind it
         raise ModuleError(
             f"{MODEL_FILE} does not run with what the other files say: {error}"
         ) from error
