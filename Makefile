@@ -26,7 +26,7 @@ TRANSFORMERS_PYTHON := build/transformers/bin/python
 SMOLLM2 := build/smollm2/model.safetensors
 SMOLLM2_PACKAGE := build/smollm2-package
 
-.PHONY: help demo serve test test-system parity lint format bench bench-kernels bench-memory bench-load bench-wire bench-text audit image lock openapi screenshots clean
+.PHONY: help demo serve test test-system parity lint format bench bench-service bench-kernels bench-memory bench-load bench-wire bench-text audit image lock openapi screenshots clean
 help:
 	@echo "make demo         set up, start the service, draw an attention map, stop"
 	@echo "make serve        serve on HOST=$(HOST) PORT=$(PORT)"
@@ -34,7 +34,8 @@ help:
 	@echo "make test-system  the slow ones, and those with an image, HAProxy, a browser, other languages"
 	@echo "make parity       text attention against transformers live, in an environment that it builds"
 	@echo "make lint         formatter, linter, types, direction of imports"
-	@echo "make bench        the service against a bare session"
+	@echo "make bench        all of the following, one after the other, in some seventy minutes"
+	@echo "make bench-service  the service against a bare session"
 	@echo "make bench-kernels  our kernels against PyTorch's, in an environment that it builds"
 	@echo "make bench-memory   how far calls raise resident memory, and a soak"
 	@echo "make bench-load     overload, faults, batching, and a soak of ten minutes"
@@ -72,7 +73,11 @@ format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(DEV) $(TEXT_MODULE)
+# One after the other, whatever -j says: they would share the processors.
+bench:
+	for one in service kernels memory load wire text; do $(MAKE) bench-$$one || exit; done
+
+bench-service: $(DEV) $(TEXT_MODULE)
 	$(BIN)/python -m benchmarks.service
 
 bench-kernels: $(SERVER)

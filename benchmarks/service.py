@@ -2,20 +2,17 @@
 
 Every figure is a median of runs that take turns in one process, and the ratios to the bare
 session are what counts: absolute times are this machine's. Writes
-``benchmarks/results/service.json``. Run by ``make bench``.
+``benchmarks/results/service.json``. Run by ``make bench-service``.
 """
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +29,9 @@ from attention_service.modules.text_job import TextJob
 from attention_service.settings import Settings
 from attention_wire import bodies
 from attention_wire.schemas import TextRequest
+from benchmarks import machine
 
 MODULES = Path(".modules")
-RESULTS = Path(__file__).parent / "results" / "service.json"
 SHAPES = {
     "tiny": (1, 2, 16, 16),
     "mid": (1, 8, 128, 64),
@@ -158,6 +155,8 @@ def text_rows(engine: Engine, http: httpx.Client) -> Iterator[tuple[str, dict[st
 
 def main() -> None:
     engine = Engine("cpu", Settings().threads)
+    packages = ("onnxruntime", "onnx", "numpy", "uvicorn", "orjson")
+    head = machine.header(engine.threads, packages, {})
     rows: dict[str, Any] = {}
     with running_service() as url, httpx.Client(base_url=url, timeout=60) as http:
         for group in (tensor_rows, text_rows):
@@ -170,17 +169,7 @@ def main() -> None:
                 print(title)
                 for name, figure in rows[title].items():
                     print(f"  {name:26}{figure['ms']:9.3f} ms {figure['ratio']:8.2f} ×")
-    report = {
-        "machine": {
-            "processor": platform.machine(),
-            "threads": engine.threads,
-            "system": platform.system(),
-            "python": platform.python_version(),
-        },
-        "versions": {n: version(n) for n in ("onnxruntime", "onnx", "numpy", "uvicorn", "orjson")},
-        "medians": rows,
-    }
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"written to {machine.write('service', {**head, 'medians': rows})}")
 
 
 if __name__ == "__main__":
