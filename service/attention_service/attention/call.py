@@ -8,8 +8,8 @@ with the additions that docs/attention.md describes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from math import isfinite, sqrt
 from typing import Any
 
@@ -40,12 +40,12 @@ class AttentionCall:
         value: ``[B,Hkv,T,Dv]``.
         masking: what masks and biases the scores.
         scale: factor on the scores.
-        softcap: bound of the scores, or 0 for none.
-        sinks: None, or float64 ``[Hq]``: a logit in each head's denominator.
         dtype: that of the answer's tensors.
         compute_dtype: float32 or float64, what the call is computed in.
         rank: the request's rank, which the answer takes.
         wants: what to compute.
+        softcap: bound of the scores, or 0 for none.
+        sinks: None, or float64 ``[Hq]``: a logit in each head's denominator.
         is_trusted: whether tiles have to look whether keys and values are finite.
     """
 
@@ -54,12 +54,14 @@ class AttentionCall:
     value: Array
     masking: Masking
     scale: float
-    softcap: float
-    sinks: Array | None
     dtype: np.dtype[Any]
     compute_dtype: np.dtype[Any]
     rank: int
     wants: Wants
+    # Options, whose defaults are what a plain call has.
+    softcap: float = 0.0
+    sinks: Array | None = None
+    # How it is run.
     is_trusted: bool = False
 
     @property
@@ -68,16 +70,27 @@ class AttentionCall:
         return self.masking.sizes
 
     @property
-    def is_stackable(self) -> bool:
-        """Whether the query, the key and the value are all that others may have otherwise.
+    def alike(self) -> Hashable | None:
+        """Equal for calls that differ in the numbers of query, key and value alone.
 
-        Then calls of equal shapes and options are one call of their batches, see
-        :func:`stacked`.
+        They are one call of all their batches, see :func:`stacked`. None for a call that is
+        like no other: what is a tensor beside these three has its own numbers.
         """
-        masking, wants = self.masking, self.wants
-        of_all = masking.band is None or masking.band.low.shape[0] == 1
-        is_bare = not masking.has_bias and self.sinks is None
-        return is_bare and of_all and not (wants.plan or wants.present) and self.sizes.batch > 0
+        wants, seen = self.wants, self.masking.alike
+        if seen is None or wants.plan or wants.present or self.sizes.batch == 0:
+            return None
+        rest = tuple(getattr(self, name) for name in _BESIDE_TENSORS)
+        if any(isinstance(option, np.ndarray) for option in rest):
+            return None
+        return self.query.shape, self.key.shape, self.value.shape, seen, rest
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether no option makes it more than softmax(scale·QKᵀ + mask)·V."""
+        options = ((getattr(self, name), default) for name, default in _OPTIONS.items())
+        return all(
+            not isinstance(option, np.ndarray) and option == default for option, default in options
+        )
 
     @classmethod
     def from_request(cls, request: AttentionRequest) -> AttentionCall:
@@ -226,8 +239,18 @@ class AttentionCall:
         return float(max(queries.max() - keys[0], keys[-1] - queries.min(), 0))
 
 
+_TENSORS = ("query", "key", "value", "masking")
+_HOW = ("is_trusted",)
+_BESIDE_TENSORS = tuple(field.name for field in fields(AttentionCall) if field.name not in _TENSORS)
+_OPTIONS = {
+    field.name: field.default
+    for field in fields(AttentionCall)
+    if field.default is not MISSING and field.name not in _HOW
+}
+
+
 def stacked(calls: Sequence[AttentionCall]) -> AttentionCall:
-    """Calls that are stackable, and equal but for their tensors, as one of all their batches.
+    """Calls that are alike as one of all their batches.
 
     Args:
         calls: at least one.

@@ -60,7 +60,7 @@ class Compiled:
             return False
         if job.flops > INSTANT_FLOPS and job.kernels != ("composed",):
             return False
-        is_plain = call.is_stackable and call.masking.band is None and not call.softcap
+        is_plain = call.is_plain and call.alike is not None and call.masking.band is None
         is_whole = wants.heads == tuple(range(sizes.q_num_heads)) and wants.rows == range(
             sizes.q_length
         )

@@ -103,12 +103,12 @@ class Kernel:
 
 def _flash_takes(call: AttentionCall, outputs: frozenset[str], target: Target) -> bool:
     masking = call.masking
-    plain = masking.band is None and not masking.has_bias and not call.softcap
+    sees_all = masking.band is None and not masking.has_bias
     return (
         target.provider == "CPUExecutionProvider"
         and outputs == {"output"}
-        and plain
-        and call.sinks is None
+        and sees_all
+        and call.is_plain
         and call.compute_dtype == np.float32
         and call.sizes.q_length >= _FEWEST_ROWS
     )

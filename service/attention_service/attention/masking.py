@@ -8,7 +8,7 @@ where a tile lies inside. Everything else becomes a bias, made for one tile at a
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
@@ -100,14 +100,17 @@ class Masking:
     key_documents: Array | None = None
 
     @property
-    def seen(self) -> Hashable:
-        """Which keys each row may see by position: equal for calls that see the same."""
-        return None if self.band is None else (self.band.low.tobytes(), self.band.high.tobytes())
+    def alike(self) -> Hashable | None:
+        """Equal for calls whose rows see the same keys, of every batch element; None for others."""
+        band = self.band
+        if self.has_bias or (band is not None and band.low.shape[0] > 1):
+            return None
+        return self.sizes, None if band is None else (band.low.tobytes(), band.high.tobytes())
 
     @property
     def has_bias(self) -> bool:
         """Whether more than positions decides."""
-        return not (self.mask is None and self.slopes is None and self.query_documents is None)
+        return any(getattr(self, name) is not None for name in _BEYOND_POSITIONS)
 
     @property
     def bias_has_heads(self) -> bool:
@@ -233,6 +236,9 @@ class Masking:
             fill: Any = False if mask.dtype.kind == "b" else -np.inf
             part = np.pad(part, ((0, 0), (0, 0), (0, 0), (0, missing)), constant_values=fill)
         return part
+
+
+_BEYOND_POSITIONS = tuple(field.name for field in fields(Masking) if field.default is None)
 
 
 def _of(batch: slice, array: Array) -> slice:

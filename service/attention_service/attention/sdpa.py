@@ -84,12 +84,8 @@ class AttentionJob(Job):
     @property
     @override
     def batch_key(self) -> Hashable | None:
-        call = self.call
-        if not self.is_small or not call.is_stackable:
-            return None
-        shapes = call.query.shape, call.key.shape, call.value.shape
-        factors = call.scale, call.softcap, call.dtype, call.compute_dtype
-        return AttentionJob, shapes, call.masking.seen, factors, call.rank, call.wants
+        alike = self.call.alike if self.is_small else None
+        return None if alike is None else (AttentionJob, alike)
 
     @property
     @override

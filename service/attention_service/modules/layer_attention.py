@@ -79,8 +79,6 @@ def call_of(
         value=value,
         masking=masking,
         scale=layer.scale,
-        softcap=0.0,
-        sinks=None,
         dtype=FLOAT32,
         compute_dtype=FLOAT32,
         rank=4,

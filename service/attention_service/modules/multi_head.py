@@ -130,11 +130,11 @@ class MultiHeadJob(Job):
     @override
     def batch_key(self) -> Hashable | None:
         query, key, value = self._tensors.values()
-        is_bare = self._masking.mask is None and query.size > 0 and self._wanted
-        if not (is_bare and self.is_small):
+        seen = self._masking.alike
+        if seen is None or not (query.size and self._wanted and self.is_small):
             return None
         shapes = query.shape, key.shape, value.shape
-        options = query.dtype, self._masking.seen, self._scale
+        options = query.dtype, seen, self._scale
         return self._module, shapes, options, tuple(self._wanted)
 
     @property
