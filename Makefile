@@ -26,13 +26,14 @@ TRANSFORMERS_PYTHON := build/transformers/bin/python
 SMOLLM2 := build/smollm2/model.safetensors
 SMOLLM2_PACKAGE := build/smollm2-package
 
-.PHONY: help demo serve test test-system parity lint format bench bench-service bench-kernels bench-memory bench-load bench-wire bench-text audit image lock openapi screenshots clean
+.PHONY: help demo serve test test-system parity goldens lint format bench bench-service bench-kernels bench-memory bench-load bench-wire bench-text audit image lock openapi screenshots clean
 help:
 	@echo "make demo         set up, start the service, draw an attention map, stop"
 	@echo "make serve        serve on HOST=$(HOST) PORT=$(PORT)"
 	@echo "make test         the tests that need Python only, in some minutes"
 	@echo "make test-system  the slow ones, and those with an image, HAProxy, a browser, other languages"
 	@echo "make parity       text attention against transformers live, in an environment that it builds"
+	@echo "make goldens      tiny models of the families of NAMES and what transformers computes for them, anew"
 	@echo "make lint         formatter, linter, types, direction of imports"
 	@echo "make bench        all of the following, one after the other, in some seventy minutes"
 	@echo "make bench-service  the service against a bare session"
@@ -62,6 +63,9 @@ test-system: $(DEV) $(TEXT_MODULE) $(INFERENCE_CLIENTS) $(BROWSER)
 
 parity: $(SERVER) $(TRANSFORMERS) $(TEXT_SOURCE) $(SMOLLM2)
 	$(BIN)/python -m tests.parity $(PARITY_OPTIONS)
+
+goldens: $(TRANSFORMERS)
+	$(TRANSFORMERS_PYTHON) tests/goldens/record_families.py $(NAMES)
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .

@@ -2,8 +2,7 @@
 
 Writes, for each family, a Hugging Face folder ``families/NAME`` (config.json, model.safetensors,
 tokenizer.json) with the values of eager attention over some texts, as ``golden.npz`` and
-``golden.json``. Use: python record_families.py [NAME ...], in an environment of
-requirements.txt.
+``golden.json``. A tokenizer that is there already is kept. Use: make goldens [NAMES="NAME ..."]
 """
 
 import argparse
@@ -183,8 +182,6 @@ MODERNBERT_BIASES = {
     "norm_bias": True,
 }
 FAMILIES["modernbert-biases"] = (word_piece, {**FAMILIES["modernbert"][1], **MODERNBERT_BIASES})
-# Families whose models take which of a pair a token is of.
-WITH_SEGMENTS = ("bert",)
 
 
 def _model_type(name: str) -> str:
@@ -212,7 +209,9 @@ def record(name: str, folder: Path) -> None:
     """One family: its folder, anew."""
     make_tokenizer, fields = FAMILIES[name]
     torch.manual_seed(SEED)
-    tokenizer = make_tokenizer()
+    # Trained once: of pieces that are as good as each other the trainers pick any.
+    trained = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(trained)) if trained.exists() else make_tokenizer()
     model = make(name, tokenizer, fields)
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder, safe_serialization=True)
@@ -225,7 +224,7 @@ def record(name: str, folder: Path) -> None:
         encoding = tokenizer.encode(text, pair)
         given = {"input_ids": torch.tensor([encoding.ids])}
         given["attention_mask"] = torch.ones_like(given["input_ids"])
-        if name in WITH_SEGMENTS:
+        if getattr(model.config, "type_vocab_size", 0) > 1:  # it takes whose of a pair a token is
             given["token_type_ids"] = torch.tensor([encoding.type_ids])
         with torch.no_grad():
             found = model(**given, output_attentions=True)
