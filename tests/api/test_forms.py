@@ -272,7 +272,11 @@ def test_options_are_told_apart_behind_escapes(http: httpx.Client) -> None:
     assert answers[0] == answers[2] != answers[1]
 
 
-def test_a_list_of_a_known_form_is_answered_by_it(engine: Engine) -> None:
+@pytest.mark.parametrize("media_type", [bodies.SAFETENSORS, bodies.JSON])
+@pytest.mark.parametrize(("rows", "keeps"), [(6, True), (64, False)])
+def test_a_call_of_a_known_form_is_answered_by_it(
+    engine: Engine, media_type: str, rows: int, *, keeps: bool
+) -> None:
     operation = FieldsOperation(
         "/v1/attention",
         AttentionRequest,
@@ -280,7 +284,12 @@ def test_a_list_of_a_known_form_is_answered_by_it(engine: Engine) -> None:
         Forms(engine),
     )
     request = Request({"type": "http", "headers": [], "path_params": {}})
-    first, second = (RequestBody(bodies.JSON, listed(tensors())) for _ in range(2))
+    if media_type == bodies.SAFETENSORS:
+        request = Request({**request.scope, "headers": [(b"content-type", media_type.encode())]})
+    first, second = (
+        RequestBody(media_type, written(tensors((1, 2, rows, 4), rows), media_type))
+        for _ in range(2)
+    )
     key = operation.form_key(request, first)
     assert key == operation.form_key(request, second)
     forms = operation.forms
@@ -292,15 +301,29 @@ def test_a_list_of_a_known_form_is_answered_by_it(engine: Engine) -> None:
     forms.learn(key, prepared.job, lambda: operation.layout(request, first, answered))
     form = forms.find(key)
     assert form is not None
-    assert bytes(form.answer(first.content)) == bytes(answered.written)
+    assert form.compiled.keeps == keeps
     of_second = operation.prepare(request, second)
-    assert bytes(form.answer(second.content)) == bytes(of_second.write(of_second.job.run()))
+    by_form = [form.answer(body.content) for body in (first, second)]
+    # Also of the first: the second has not written over it.
+    whole = [answered.written, of_second.write(of_second.job.run())]
+    for found, expected in zip(by_form, whole, strict=True):
+        assert found.media_type == expected.media_type
+        assert_close(found, expected)
     with pytest.raises(Doubtful):
-        form.answer(listed(tensors((1, 2, 5, 5))))
+        form.answer(written(tensors((1, 2, rows, 5), rows), media_type))
 
 
-def listed(fields: dict[str, Any]) -> bytes:
-    return bytes(bodies.write(bodies.JSON, fields, "request"))
+def assert_close(found: bodies.Body, expected: bodies.Body) -> None:
+    values, right = (
+        bodies.read(body.media_type, bytes(body), "response").values for body in (found, expected)
+    )
+    assert values.keys() == right.keys()
+    for name in ("output", "weights"):
+        np.testing.assert_allclose(values[name], right[name], rtol=2e-5, atol=2e-6)
+
+
+def written(fields: dict[str, Any], media_type: str = bodies.JSON) -> bytes:
+    return bytes(bodies.write(media_type, fields, "request"))
 
 
 # --- What is compiled, and what is not --------------------------------------------------------

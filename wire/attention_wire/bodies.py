@@ -130,6 +130,15 @@ def write(
     return Body(media_type, [orjson.dumps(plain, option=orjson.OPT_SERIALIZE_NUMPY)])
 
 
+def write_finite(values: Mapping[str, Any]) -> Body:
+    """Write fields as JSON, arrays in lists, as :func:`write` does, but look at no number.
+
+    Args:
+        values: name → JSON value or row-major array, not empty, of finite numbers.
+    """
+    return Body(JSON, [orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)])
+
+
 def _take_tensors(value: Any, path: str, tensors: dict[str, Array]) -> Any:
     """The value without its arrays, which go into ``tensors`` by their dotted names."""
     if isinstance(value, Mapping):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Sequence
+from time import monotonic
 
 from starlette.requests import Request
 from starlette.types import Send
 
 from attention_service.api.scopes import header
 from attention_service.attention.job import Job, Shapes
+from attention_service.serving.lifetime import until
 from attention_wire.bodies import JSON, SAFETENSORS, Body
 from attention_wire.problems import Code, ProblemError
 from attention_wire.tensors import Buffer, TensorForm, json_bound
@@ -66,15 +67,18 @@ class Answer:
         Raises:
             ConnectionAbortedError: the caller takes it too slowly; what it holds is wanted back.
         """
-        parts = self._parts()
+        seconds = SLOW_SECONDS + self._length / SLOW_BYTES
         try:
-            async with asyncio.timeout(SLOW_SECONDS + self._length / SLOW_BYTES):
-                await send({"type": "http.response.start", "status": 200, "headers": self._headers})
-                for index, part in enumerate(parts, 1):
-                    more = index < len(parts)
-                    await send({"type": "http.response.body", "body": part, "more_body": more})
+            await until(monotonic() + seconds, self._send(send))
         except TimeoutError:
             raise ConnectionAbortedError from None
+
+    async def _send(self, send: Send) -> None:
+        parts = self._parts()
+        await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+        for index, part in enumerate(parts, 1):
+            more = index < len(parts)
+            await send({"type": "http.response.body", "body": part, "more_body": more})
 
 
 def answer_type(request: Request, request_type: str) -> str:

@@ -148,7 +148,7 @@ def create_app(
         app.add_middleware(RequireKey, keys)
     app.add_middleware(HeadAsGet)
     app.add_middleware(CloseUnread)
-    app.add_middleware(Envelope, lifecycle, afterwards)
+    app.add_middleware(Envelope, lifecycle, afterwards, is_traced=tracer is not None)
     if settings.root_path:
         app.add_middleware(RootPath, settings.root_path)
     return app

@@ -32,10 +32,13 @@ class Envelope:
     keeps one alive asks elsewhere, and finds none closed under a request.
     """
 
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, afterwards: Afterwards) -> None:
+    def __init__(
+        self, app: ASGIApp, lifecycle: Lifecycle, afterwards: Afterwards, *, is_traced: bool
+    ) -> None:
         self._app = app
         self._lifecycle = lifecycle
         self._afterwards = afterwards
+        self._is_traced = is_traced
         # Ids have to differ, not to be secret: random bytes for each take a system call.
         self._ids = os.urandom(8).hex()
         self._numbers = count()
@@ -47,7 +50,8 @@ class Envelope:
             return
         request_id = _given_id(scope) or f"{self._ids}{next(self._numbers):016x}"
         scope.setdefault("state", {})["request_id"] = request_id
-        name_request(request_id, scope["query_string"])
+        if self._is_traced:
+            name_request(request_id, scope["query_string"])
         added = ((b"x-request-id", request_id.encode()), *security_headers(own_path(scope)))
         started = perf_counter()
         status = 0
@@ -66,7 +70,8 @@ class Envelope:
         finally:
             level = logging.DEBUG if is_probe(scope) else logging.INFO
             if logger.isEnabledFor(level):
-                duration, trace = perf_counter() - started, trace_of_request()
+                duration = perf_counter() - started
+                trace = trace_of_request() if self._is_traced else {}
                 self._afterwards.do(_log, level, scope, status, duration, time(), trace)
 
 

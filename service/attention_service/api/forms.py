@@ -50,8 +50,11 @@ class Form:
         Raises:
             Doubtful: it needs a closer look.
         """
-        numbers = self.layout.numbers
-        return self.layout.write(self.compiled.run(numbers.read(body), numbers.parts))
+        written = self.layout.write(self.compiled.run(self.layout.numbers.read(body)))
+        if not self.compiled.keeps:
+            return written
+        # What it stands in now, the next call will write over.
+        return Body(written.media_type, [bytes(written)], written.headers)
 
 
 class Forms:
@@ -92,7 +95,7 @@ class Forms:
             return
         self._known[key] = Form(
             layout,
-            Compiled(job, self._engine),
+            Compiled(job, self._engine, layout.numbers.parts),
             self._engine.provider,
             job.peak_bytes,
             job.kernels,

@@ -160,15 +160,18 @@ class FieldsOperation(Generic[Asked]):
                 BinaryNumbers.of(safetensors.places(memoryview(body.content))),
                 BesideHead.of(call.written, tuple(shapes)),
             )
-        if sum(math.prod(shape) for shape, _ in shapes.values()) > _MOST_LISTED:
+        counts = [math.prod(shape) for shape, _ in shapes.values()]
+        if 0 in counts or sum(counts) > _MOST_LISTED:
             return None
         values = bodies.read(JSON, body.content, "request").values
         given = {name: values[name] for name in _INPUTS}
         if not all(isinstance(array, np.ndarray) for array in given.values()):
             return None  # base64, or words among the numbers
+        # Of such a call every result is finite, or its numbers would be doubtful.
+        is_listed = call.prepared.form == "list"
         return Layout(
             ListedNumbers.of({name: array.shape for name, array in given.items()}),
-            AmongFields.of(call.prepared.write, call.answer),
+            AmongFields.of(bodies.write_finite if is_listed else call.prepared.write, call.answer),
         )
 
     def prepare(self, request: Request, body: RequestBody) -> Prepared:

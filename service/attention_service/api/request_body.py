@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Callable
+from time import monotonic
 from typing import NamedTuple
 
 from starlette.requests import Request
@@ -12,6 +13,7 @@ from starlette.types import Receive
 
 from attention_service.api.answers import SLOW_BYTES
 from attention_service.api.scopes import header
+from attention_service.serving.lifetime import until
 from attention_wire.bodies import JSON, SAFETENSORS
 from attention_wire.problems import Code, ProblemError
 from attention_wire.tensors import Buffer
@@ -123,22 +125,19 @@ async def _read(
     before = -start % _ALIGNMENT
     end = 0
     more = True
-    now = asyncio.get_running_loop().time()
+    now = monotonic()
     try:
-        async with asyncio.timeout_at(now + min(seconds, most)) as limit:
-            while more:
-                chunk, more = await _chunk(receive)
-                begin, end = end, end + len(chunk)
-                if end > max_bytes:
-                    raise _too_large("more", max_bytes)
-                if not begin and not more:
-                    content = chunk
-                    break
-                if not isinstance(content, bytearray):
-                    content = bytearray(before + (length or 0))
-                content[before + begin : before + end] = chunk
-                if end != length:
-                    limit.reschedule(now + min(seconds + end / SLOW_BYTES, most))
+        while more:
+            chunk, more = await until(now + min(seconds + end / SLOW_BYTES, most), _chunk(receive))
+            begin, end = end, end + len(chunk)
+            if end > max_bytes:
+                raise _too_large("more", max_bytes)
+            if not begin and not more:
+                content = chunk
+                break
+            if not isinstance(content, bytearray):
+                content = bytearray(before + (length or 0))
+            content[before + begin : before + end] = chunk
     except TimeoutError:
         if seconds + end / SLOW_BYTES >= most:
             raise  # the call's own time is over

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -74,6 +74,7 @@ class Session:
         outputs: names of its outputs.
         provider: the execution provider that runs its matrix products. ONNX Runtime places
             what a provider cannot run on the CPU without a word, so this is read back.
+        shares_memory: whether it computes on arrays where they stand, and not on copies.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
@@ -81,6 +82,7 @@ class Session:
         self.inputs = frozenset(item.name for item in session.get_inputs())
         self.outputs = frozenset(item.name for item in session.get_outputs())
         self.provider = _provider_that_runs(session)
+        self.shares_memory = self.provider == "CPUExecutionProvider"
 
     def run(
         self,
@@ -109,6 +111,35 @@ class Session:
     def _run_bound(
         self, outputs: Sequence[str], feeds: Mapping[str, Array], into: Mapping[str, Array]
     ) -> dict[str, Array]:
+        binding = self._binding(outputs, feeds, into)
+        self._session.run_with_iobinding(binding)
+        values = binding.get_outputs()
+        return {
+            name: into[name] if name in into else value.numpy()
+            for name, value in zip(outputs, values, strict=True)
+        }
+
+    def repeated(self, feeds: Mapping[str, Array], into: Mapping[str, Array]) -> Callable[[], None]:
+        """A run that can be repeated: it reads what these arrays hold then, and writes the others.
+
+        Args:
+            feeds: name → contiguous array, for every input.
+            into: name → contiguous array, for every output that is wanted. Both are to be kept for
+                as long as the run is.
+        """
+        binding = self._binding(tuple(into), feeds, into)
+
+        def run() -> None:
+            try:
+                self._session.run_with_iobinding(binding)
+            except _SESSION_ERRORS as error:
+                raise EngineError(str(error)) from error
+
+        return run
+
+    def _binding(
+        self, outputs: Sequence[str], feeds: Mapping[str, Array], into: Mapping[str, Array]
+    ) -> onnxruntime.IOBinding:
         binding = self._session.io_binding()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
@@ -120,12 +151,7 @@ class Session:
                 )
             else:
                 binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(binding)
-        values = binding.get_outputs()
-        return {
-            name: into[name] if name in into else value.numpy()
-            for name, value in zip(outputs, values, strict=True)
-        }
+        return binding
 
 
 class _InferenceSession(onnxruntime.InferenceSession):  # type: ignore[misc]  # it has no types
