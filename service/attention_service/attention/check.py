@@ -19,7 +19,9 @@ from attention_wire.schemas import AttentionRequest
 from attention_wire.tensors import FLOAT_DTYPES, Array
 
 ALLOWED = {"float16": 1e-2, "bfloat16": 1e-2, "float32": 1e-5, "float64": 1e-12}
-_BATCH, _Q_HEADS, _KV_HEADS, _LENGTH, _KEYS, _SIZE, _V_SIZE = 2, 4, 2, 70, 90, 8, 6
+_TENSORS = ("past_key", "past_value")
+_BATCH, _Q_HEADS, _KV_HEADS, _LENGTH, _KEYS, _SIZE, _V_SIZE = 2, 4, 2, 70, 90, 64, 48
+_PAST = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ def check_provider(engine: Engine) -> Iterator[CheckResult]:
     tensors = {name: rng.standard_normal(shape) for name, shape in zip(names, shapes, strict=True)}
     for options, fields in _cases(rng).items():
         for dtype, numpy_dtype in FLOAT_DTYPES.items():
-            typed = {name: tensor.astype(numpy_dtype) for name, tensor in tensors.items()}
+            given = tensors | {name: fields[name] for name in _TENSORS if name in fields}
+            typed = {name: tensor.astype(numpy_dtype) for name, tensor in given.items()}
             yield CheckResult(options, dtype, _largest_error(engine, typed, fields))
 
 
@@ -61,13 +64,19 @@ def _cases(rng: np.random.Generator) -> dict[str, dict[str, Any]]:
     }
     bias = rng.standard_normal((_Q_HEADS, _LENGTH, _KEYS))
     bias[:, 3] = -np.inf
+    past = {
+        "past_key": rng.standard_normal((_BATCH, _KV_HEADS, _PAST, _SIZE)),
+        "past_value": rng.standard_normal((_BATCH, _KV_HEADS, _PAST, _V_SIZE)),
+    }
     slopes, sinks = 2.0 ** -np.arange(1, _Q_HEADS + 1), rng.standard_normal(_Q_HEADS)
     return {
         "plain, grouped heads": {},
         "scale": {"scale": -0.3},
         "softcap": {"softcap": 0.7},
         "causal": {"is_causal": True},
-        "causal, offset": {"is_causal": True, "query_offset": offset},
+        "causal, query offset": {"is_causal": True, "query_offset": offset},
+        "causal, key offset": {"is_causal": True, "key_offset": -offset},
+        "causal, past": {**past, "is_causal": True},
         "window": {"left_window_size": 9, "right_window_size": 4, "query_offset": offset},
         "padding": {"nonpad_kv_seqlen": np.array([_KEYS, 33]), "is_causal": True},
         "bool mask": {"attn_mask": rng.random((_LENGTH, _KEYS)) < 0.5},
@@ -91,7 +100,7 @@ def _cases(rng: np.random.Generator) -> dict[str, dict[str, Any]]:
 
 def _largest_error(engine: Engine, tensors: Mapping[str, Array], fields: dict[str, Any]) -> float:
     wanted = {"lse": True, "entropy": True}
-    request = AttentionRequest.model_validate({**tensors, **fields, "return": wanted})
+    request = AttentionRequest.model_validate({**fields, **tensors, "return": wanted})
     answer = AttentionJob.of(request, engine).run()
     expected = _reference({n: t.astype(np.float64) for n, t in tensors.items()}, fields)
     errors = []
@@ -106,10 +115,16 @@ def _largest_error(engine: Engine, tensors: Mapping[str, Array], fields: dict[st
 def _reference(tensors: Mapping[str, Array], fields: dict[str, Any]) -> dict[str, Array]:
     """softmax(softcap(scale·QKᵀ) + bias)·V in float64, with all weights formed."""
     groups = _Q_HEADS // _KV_HEADS
-    key, value = (np.repeat(tensors[name], groups, axis=1) for name in ("key", "value"))
+    whole = {
+        name: np.concatenate(
+            [tensors.get(f"past_{name}", tensors[name][:, :, :0]), tensors[name]], 2
+        )
+        for name in ("key", "value")
+    }
+    key, value = (np.repeat(tensor, groups, axis=1) for tensor in whole.values())
     scores = tensors["query"] @ key.swapaxes(-1, -2) * fields.get("scale", _SIZE**-0.5)
     cap = fields.get("softcap", 0.0)
-    scores = (cap * np.tanh(scores / cap) if cap else scores) + _bias(fields)
+    scores = (cap * np.tanh(scores / cap) if cap else scores) + _bias(fields, key.shape[2])
     sinks = np.asarray(fields.get("sinks", np.full(_Q_HEADS, -np.inf)))[:, None]
     largest = np.maximum(scores.max(axis=-1), sinks)
     shift = np.where(np.isneginf(largest), 0, largest)[..., None]
@@ -123,14 +138,15 @@ def _reference(tensors: Mapping[str, Array], fields: dict[str, Any]) -> dict[str
     return {"output": weights @ value, "weights": weights, "lse": lse, "entropy": entropy}
 
 
-def _bias(fields: dict[str, Any]) -> Array:
+def _bias(fields: dict[str, Any], keys: int) -> Array:
     """Masks and ALiBi as one float64 array ``[B,Hq,L,T]``."""
-    rows, columns = np.arange(_LENGTH)[:, None], np.arange(_KEYS)
-    full = (_BATCH, _Q_HEADS, _LENGTH, _KEYS)
-    nonpad = np.asarray(fields.get("nonpad_kv_seqlen", [_KEYS] * _BATCH))[:, None, None, None]
-    default = nonpad - _LENGTH if "nonpad_kv_seqlen" in fields else 0
+    rows, index = np.arange(_LENGTH)[:, None], np.arange(keys)
+    full = (_BATCH, _Q_HEADS, _LENGTH, keys)
+    nonpad = np.asarray(fields.get("nonpad_kv_seqlen", [keys] * _BATCH))[:, None, None, None]
+    default = nonpad - _LENGTH if "nonpad_kv_seqlen" in fields else keys - _KEYS
     place = rows + fields.get("query_offset", default)
-    seen = np.broadcast_to(columns < nonpad, full).copy()
+    columns = index + fields.get("key_offset", 0)
+    seen = np.broadcast_to(index < nonpad, full).copy()
     if fields.get("is_causal"):
         seen &= columns <= place
     left, right = fields.get("left_window_size", -1), fields.get("right_window_size", -1)

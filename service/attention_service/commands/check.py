@@ -13,6 +13,11 @@ from attention_service.attention.check import explain as explain_calls
 from attention_service.attention.engine import PROVIDERS, Engine, EngineError
 from attention_service.commands.common import ProviderOption, console, fail, settings_of
 
+_CAPTION = (
+    "largest error of output, weights, lse and entropy: absolute, and where numbers are above 1 in "
+    "parts of the largest"
+)
+
 
 def check(
     provider: ProviderOption = None,
@@ -20,7 +25,10 @@ def check(
         bool, typer.Option("--explain", help="Say how calls would be run, and what they cost")
     ] = False,
 ) -> None:
-    """Compute known cases on this machine's providers and say how far each is from float64."""
+    """Compute known cases on this machine's providers and say how far each is from float64.
+
+    Ends with 1 where one is further than its dtype allows.
+    """
     settings = settings_of(provider=provider)
     try:
         engine = Engine(settings.provider, settings.threads)
@@ -47,7 +55,7 @@ def check(
 
 def _is_right(engine: Engine) -> bool:
     """Check one provider, print what came out, and say whether all of it is right."""
-    table = Table("options", *ALLOWED, caption="largest error of output, weights, lse and entropy")
+    table = Table("options", *ALLOWED, caption=_CAPTION)
     results: dict[str, dict[str, CheckResult]] = {}
     for result in check_provider(engine):
         results.setdefault(result.options, {})[result.dtype] = result
