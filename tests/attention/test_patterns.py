@@ -97,3 +97,35 @@ def test_calls_that_need_another_part_of_the_edge_do_not_share_it(engine: Engine
         fields = {**tensors, "is_causal": True, "return": asked}
         answer = AttentionJob.of(AttentionRequest.model_validate(fields), engine).run()
         np.testing.assert_allclose(answer["output"], expected.output, atol=1e-6)
+
+
+# In pieces of 128 keys: whole ones, ones that end past the rows' keys, and a last that does not.
+@pytest.mark.parametrize("offset", [0, 1, 250])
+@pytest.mark.parametrize("keys", [384, 520])
+def test_a_bias_goes_to_the_last_pieces_of_the_scores_alone(
+    engine: Engine, offset: int, keys: int
+) -> None:
+    rng = np.random.default_rng(0)
+    tensors = {
+        "query": rng.standard_normal((2, 4, keys - offset, 8), np.float32),
+        "key": rng.standard_normal((2, 2, keys, 8), np.float32),
+        "value": rng.standard_normal((2, 2, keys, 8), np.float32),
+    }
+    options = {"is_causal": True, "query_offset": offset, "softcap": 3.0, "sinks": np.ones(4)}
+    expected = reference.attention(**tensors, **options)
+    fields = {**tensors, **options, "return": {"lse": True, "entropy": True}}
+    answer = AttentionJob.of(AttentionRequest.model_validate(fields), engine).run()
+    np.testing.assert_allclose(answer["output"], expected.output, atol=1e-6)
+    np.testing.assert_allclose(answer["weights"], expected.weights, atol=1e-6)
+    np.testing.assert_allclose(answer["lse"], expected.lse, atol=1e-5)
+
+
+def test_row_blocks_of_a_causal_call_share_one_triangle() -> None:
+    engine = Engine("cpu", 1)
+    rng = np.random.default_rng(0)
+    tensor = rng.standard_normal((1, 1, 1024, 8), np.float32)
+    tensors = dict.fromkeys(("query", "key", "value"), tensor)
+    fields = {**tensors, "is_causal": True, "return": {"weights": False}}
+    AttentionJob.of(AttentionRequest.model_validate(fields), engine).run()
+    # That of the first block, which has no key before it, and that of all others.
+    assert len(engine.patterns) == 2

@@ -12,13 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from attention_service.attention.call import AttentionCall
-from attention_service.attention.graphs import BiasKind
+from attention_service.attention.graphs import PIECE_KEYS, BiasKind
 from attention_service.attention.patterns import Pattern, Patterns
 from attention_service.attention.planner import Block
 from attention_wire.tensors import Array
 
-# Fewer keys than these before the band's edge are not worth a product of their own.
-_FEWEST_INSIDE = 32
+_NO_BIAS = Pattern(None, None)
 
 
 class Biased(NamedTuple):
@@ -26,23 +25,20 @@ class Biased(NamedTuple):
 
     Attributes:
         keys: the range of keys that the tile looks at.
-        start: the first key whose scores have a bias; ``keys.stop`` for none.
-        bias: ``[N or 1, M or 1, keys.stop − start]``, or None.
-        dead: the rows that see no key, bool ``[N or 1, M or 1]``, or None. Their bias is 0,
-            since a softmax over nothing but −∞ is NaN.
+        bias, dead, places: of its pattern.
     """
 
     keys: slice
-    start: int
     bias: Array | None
     dead: Array | None
+    places: Array | None
 
     @property
     def kind(self) -> BiasKind:
         """Which of the composed graph's forms takes it."""
         if self.bias is None:
             return "none"
-        return "all" if self.start == self.keys.start else "end"
+        return "all" if self.places is None else "end"
 
 
 class _Place(NamedTuple):
@@ -114,15 +110,15 @@ class Feeds:
         call, masking = self._call, self._call.masking
         if masking.band is None and not masking.has_bias:
             keys = slice(0, call.sizes.kv_length)
-            return Biased(keys, keys.stop, None, None)
+            return Biased(keys, *_NO_BIAS)
         if masking.has_bias:
             return self._with_mask(block, every_key=every_key)
         place = self._place(block, every_key=every_key, in_parts=in_parts)
         keys, start = place.keys, place.start
         if place.pattern is None:
-            return Biased(keys, keys.stop, None, None)
+            return Biased(keys, *_NO_BIAS)
         found = self._patterns.get(place.pattern, lambda: self._pattern(block, keys, start))
-        return Biased(keys, keys.stop if found.bias is None else start, *found)
+        return Biased(keys, *found)
 
     def _place(self, block: Block, *, every_key: bool, in_parts: bool) -> _Place:
         band = self._call.masking.band
@@ -136,18 +132,23 @@ class Feeds:
     def _in_band(self, block: Block, every_key: bool, in_parts: bool) -> _Place:
         masking = self._call.masking
         keys = self._keys(block, every_key=every_key)
-        start = keys.start
         inside = masking.inside(block.batch, block.rows)
-        if in_parts and inside[0] <= start and inside[1] - start >= _FEWEST_INSIDE:
-            start = min(inside[1], keys.stop)
-        if masking.band is None or start == keys.stop:
+        sees_all = inside[0] <= keys.start and keys.stop <= inside[1]
+        if masking.band is None or sees_all or keys.start == keys.stop:
             return _Place(keys, keys.stop, None)
+        start = keys.start
+        if in_parts and inside[0] <= start:
+            # Whole pieces, if there are keys enough: what no row sees is masked there.
+            stop = start + -(-(keys.stop - start) // PIECE_KEYS) * PIECE_KEYS
+            before = start + (inside[1] - start) // PIECE_KEYS * PIECE_KEYS
+            if start < before and stop <= self._call.sizes.kv_length:
+                keys, start = slice(start, stop), before
         low, high = masking.band.of(block.batch, block.rows)
         pattern = (
             self._call.compute_dtype.char,
-            (*low.shape, len(block.heads), self._call.sizes.groups),
-            (start - keys.start, keys.stop - keys.start),
-            (low - keys.start).tobytes() + (high - keys.start).tobytes(),
+            (block.batch.stop - block.batch.start, len(block.heads), self._call.sizes.groups),
+            (low.shape, keys.stop - start, start > keys.start),
+            np.maximum(low - start, 0).tobytes() + (high - start).tobytes(),
         )
         return _Place(keys, start, pattern)
 
@@ -159,11 +160,9 @@ class Feeds:
         if last is not None and last[0] == place:
             return last[1]
         keys = self._keys(block, every_key=every_key)
-        found = Biased(keys, keys.stop, None, None)
+        found = Biased(keys, *_NO_BIAS)
         if keys.start < keys.stop:
-            pattern = self._pattern(block, keys, keys.start)
-            start = keys.stop if pattern.bias is None else keys.start
-            found = Biased(keys, start, *pattern)
+            found = Biased(keys, *self._pattern(block, keys, keys.start))
         self._last = (place, found)
         return found
 
@@ -180,10 +179,20 @@ class Feeds:
         if bias is None:
             return Pattern(None, None)
         dead = bias.max(axis=-1, keepdims=True) == -np.inf
-        if start > keys.start or not dead.any():
+        if start > keys.start:
+            return self._pieces(self._as_rows(block, bias, whole=True))
+        if not dead.any():
             return Pattern(self._as_rows(block, bias), None)
         bias = np.where(dead, dtype.type(0), bias)
         return Pattern(self._as_rows(block, bias), self._as_rows(block, dead)[..., 0])
+
+    @staticmethod
+    def _pieces(bias: Array) -> Pattern:
+        """A bias ``[N,M,…]`` of the last keys, in pieces that are counted from the last."""
+        bias = bias.reshape(*bias.shape[:2], -1, PIECE_KEYS)
+        places = np.moveaxis(np.indices(bias.shape[:3]), 0, -1).copy()
+        places[..., 2] -= bias.shape[2]
+        return Pattern(bias, None, places)
 
     def _as_rows(self, block: Block, array: Array, *, whole: bool = False) -> Array:
         """``[b,h,rows,…]``, each but the last whole or 1, as ``[N or 1, M, …]``."""

@@ -20,6 +20,8 @@ BiasKind: TypeAlias = Literal["none", "all", "end"]
 
 OPSET = 21
 IR_VERSION = 10  # the newest that every supported ONNX Runtime reads
+# Keys of one piece of a row's scores, to which a bias is added alone.
+PIECE_KEYS = 128
 _TYPES = {
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
@@ -40,9 +42,10 @@ class TileSpec:
         dtype: ``float32`` or ``float64``.
         outputs: of ``output``, ``weights``, ``lse``, ``entropy``, ``raw``, ``softcap``,
             ``masked`` and ``top_k``; sorted.
-        bias: ``all``: the input ``bias [N or 1,M,T]`` is added to the scores; ``end``: the keys
-            come as ``key`` and ``key_end``, and ``bias [N or 1,M,E]`` is added to the scores of
-            the latter.
+        bias: ``all``: the input ``bias [N or 1,M,T]`` is added to the scores; ``end``: the
+            scores are cut into pieces of ``PIECE_KEYS``, which have to divide T, and
+            ``bias [N,M,E,PIECE_KEYS]`` is added to those that ``places [N,M,E,3]`` names by
+            key head, row and piece.
         softcap: whether scores are capped.
         sink: whether there is an input ``sink [N,M,1]``.
         rounding: dtype that weights are rounded to before the largest are found.
@@ -120,19 +123,17 @@ class _Composed:
         spec = self._spec
         # The query is smaller than the scores, so the scale costs least there.
         self._add("Mul", "query", "scale", "scaled_query")
-        if spec.bias == "end":
-            begin, end = self._product("key", "begin"), self._product("key_end", "end")
-            if spec.softcap:
-                begin, end = self._cap(begin, "begin.capped"), self._cap(end, "end.capped")
-            self._add("Add", end, "bias", "end.masked")
-            self._add("Concat", begin, "end.masked", "masked", axis=-1)
-            return "masked"
         names = self._score_names()
-        scores = self._product("key", names[0])
+        scores = self._product(names[0])
         if spec.softcap:
             scores = self._cap(scores, names[1])
         if spec.bias == "all":
             scores = self._add("Add", scores, "bias", names[2])
+        elif spec.bias == "end":
+            # ONNX Runtime adds where the scores lie, and leaves the other pieces alone.
+            self._add("Reshape", scores, "in_pieces", "pieces")
+            self._add("ScatterND", "pieces", "places", "bias", "masked.pieces", reduction="add")
+            scores = self._add("Reshape", "masked.pieces", "in_rows", names[2])
         return scores
 
     def _score_names(self) -> tuple[str, str, str]:
@@ -142,16 +143,16 @@ class _Composed:
         """
         spec = self._spec
         names = ["raw", "softcap", "masked"]
-        made = [True, spec.softcap, spec.bias == "all"]
+        made = [True, spec.softcap, spec.bias != "none"]
         last = {0: 0, 1: 1 if made[1] else 0, 2: 2 if made[2] else 1 if made[1] else 0}
         for asked in range(3):
             if names[asked] in spec.outputs and last[asked] != asked:
                 names[last[asked]], names[asked] = names[asked], f"{names[asked]}.unmade"
         return names[0], names[1], names[2]
 
-    def _product(self, key: str, name: str) -> str:
-        self._add("Transpose", key, f"{key}.transposed", perm=[0, 2, 1])
-        return self._add("MatMul", "scaled_query", f"{key}.transposed", name)
+    def _product(self, name: str) -> str:
+        self._add("Transpose", "key", "key.transposed", perm=[0, 2, 1])
+        return self._add("MatMul", "scaled_query", "key.transposed", name)
 
     def _cap(self, scores: str, name: str) -> str:
         self._add("Div", scores, "cap", f"{name}.over_cap")
@@ -184,20 +185,24 @@ class _Composed:
         spec = self._spec
         shapes: dict[str, list[str | int]] = {
             "query": ["N", "M", "D"],
-            "key": ["N", "K", "D"],
+            "key": ["N", "T", "D"],
             "scale": [],
         }
-        if spec.bias == "end":
-            shapes["key_end"] = ["N", "E", "D"]
-        if spec.bias != "none":
-            shapes["bias"] = ["N_bias", "M", "K_bias"]
+        if spec.bias == "all":
+            shapes["bias"] = ["N_bias", "M", "T"]
+        elif spec.bias == "end":
+            shapes["bias"] = ["N", "M", "E", PIECE_KEYS]
         if spec.softcap:
             shapes["cap"] = []
         if spec.sink:
             shapes["sink"] = ["N", "M", 1]
         if "output" in spec.outputs:
             shapes["value"] = ["N", "T", "Dv"]
-        return [helper.make_tensor_value_info(n, self._type, s) for n, s in shapes.items()]
+        inputs = [helper.make_tensor_value_info(n, self._type, s) for n, s in shapes.items()]
+        if spec.bias == "end":
+            places: list[str | int] = ["N", "M", "E", 3]
+            inputs.append(helper.make_tensor_value_info("places", TensorProto.INT64, places))
+        return inputs
 
     def _outputs(self) -> list[ValueInfoProto]:
         shapes: dict[str, list[str | int]] = {
@@ -220,6 +225,8 @@ class _Composed:
         dtype = np.dtype(self._spec.dtype)
         return {
             "last_axis": np.array([-1]),
+            "in_pieces": np.array([0, 0, -1, PIECE_KEYS]),
+            "in_rows": np.array([0, 0, -1]),
             "lowest": np.array(np.finfo(dtype).min, dtype),
             "one": np.array(1, dtype),
         }

@@ -148,7 +148,7 @@ def _composed_tile(call: AttentionCall, step: Step, target: Target) -> tuple[int
     if target.is_gpu and (call.masking.has_bias or call.masking.band is not None):
         # A bias is made here and sent: once for all heads that see the same.
         rows = min(rows, max(_FEWEST_ROWS, fits // len(step.heads)))
-    elif call.masking.band is not None and len(step.rows) > target.most_rows:
+    elif call.masking.band is not None:
         rows = min(rows, target.most_rows // 2)  # a tile computes the whole edge of its band
     rows = min(rows, len(step.rows))
     return _heads_of_tile(call, step, rows, target), rows

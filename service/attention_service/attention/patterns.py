@@ -16,13 +16,17 @@ class Pattern(NamedTuple):
     """What is added to the scores of some rows and keys.
 
     Attributes:
-        bias: ``[N or 1, M or 1, keys]``, or None where every key is seen.
+        bias: ``[N or 1, M or 1, keys]``, or of the last keys alone
+            ``[N, M, pieces, PIECE_KEYS]``, or None where every key is seen.
         dead: the rows that see no key, bool ``[N or 1, M or 1]``, or None. Their bias is 0,
             since a softmax over nothing but −∞ is NaN.
+        places: which pieces of the scores the bias belongs to, int64 ``[N, M, pieces, 3]``, or
+            None where it belongs to all keys.
     """
 
     bias: Array | None
     dead: Array | None
+    places: Array | None = None
 
     @property
     def nbytes(self) -> int:
@@ -50,6 +54,9 @@ class Patterns:
         self._bytes = 0
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def get(self, key: Hashable, make: Callable[[], Pattern]) -> Pattern:
         """The pattern of a key, made if it is not kept. For any number of threads at once."""

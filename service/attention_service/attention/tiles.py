@@ -232,10 +232,8 @@ class _Composed:
             del inputs["value"]
         if biased.bias is not None:
             inputs["bias"] = biased.bias
-        if spec.bias == "end":
-            inside = biased.start - biased.keys.start
-            inputs["key_end"] = np.ascontiguousarray(inputs["key"][:, inside:])
-            inputs["key"] = np.ascontiguousarray(inputs["key"][:, :inside])
+        if biased.places is not None:
+            inputs["places"] = biased.places
         if spec.softcap:
             inputs["cap"] = self._feeds.cap
         if sink is not None:
