@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +10,8 @@ import numpy.typing as npt
 
 from attention_client._arrays import integers, mask, plain, tensor
 from attention_client.options import AttentionOptions, ReturnSpec, TextReturnSpec
-from attention_wire.schemas import Return, TextReturn
+from attention_wire.names import meant
+from attention_wire.schemas import AttentionRequest, Return, TextReturn
 
 
 def of_attention(
@@ -35,9 +35,8 @@ def of_options(options: Mapping[str, Any]) -> dict[str, Any]:
     fields = {}
     for name, given in options.items():
         if name not in _CONVERTERS:
-            near = difflib.get_close_matches(name, _CONVERTERS, 1)
-            cure = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"attention() has no argument {name!r}{cure}")
+            cure = meant(AttentionRequest, name)
+            raise TypeError(f"attention() has no argument {name!r}{f'; {cure}' if cure else ''}")
         converted = None if given is None else _CONVERTERS[name](name, given)
         if converted is not None:
             fields[name.rstrip("_")] = converted

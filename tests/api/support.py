@@ -127,7 +127,9 @@ def check_problem(
     assert problem["status"] == status
     assert problem["code"] == code, problem
     assert problem["type"] == f"urn:attention-service:problem:{code}"
-    assert problem["title"].lower().replace(" ", "_") == code
+    words = problem["title"].replace("JSON", "json").replace("-", " ").replace(" ", "_")
+    assert words[:1].isupper()
+    assert words.lower() == code
     assert problem["request_id"] == answer.headers["X-Request-ID"]
     assert [".".join(map(str, error["loc"])) for error in problem["errors"]] == list(fields)
     assert all(error["msg"] for error in problem["errors"])

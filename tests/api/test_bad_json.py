@@ -17,16 +17,16 @@ GOOD_TEXT = json.dumps(GOOD)[1:-1]
 @pytest.mark.parametrize(
     ("body", "code", "says"),
     [
-        (b"", "malformed_json", "empty: send a JSON object"),
+        (b"", "malformed_json", "The body is empty: send a JSON object."),
         (b"   \n", "malformed_json", "empty: send a JSON object"),
         (b"{", "malformed_json", "not valid JSON"),
         (b"query=1&key=2", "malformed_json", "not valid JSON"),
         (b"{'query': [[1]]}", "malformed_json", "not valid JSON"),
         (f"{{{GOOD_TEXT}}} {{}}".encode(), "malformed_json", "not valid JSON"),
         (f"{{{GOOD_TEXT},}}".encode(), "malformed_json", "not valid JSON"),
-        (f"{{{GOOD_TEXT}}}".encode("utf-16"), "malformed_json", "not valid JSON"),
+        (f"{{{GOOD_TEXT}}}".encode("utf-16"), "malformed_json", "is not UTF-8"),
         (f"\ufeff{{{GOOD_TEXT}}}".encode(), "malformed_json", "not valid JSON"),
-        (b'{"text": "\xff"}', "malformed_json", "not valid JSON"),
+        (b'{"text": "\xff"}', "malformed_json", "is not UTF-8, as JSON has to be: byte 0xff at 10"),
         (b'{"query": [[NaN, 0]]}', "malformed_json", 'the strings "NaN"'),
         (b'{"query": [[Infinity, 0]]}', "malformed_json", '"Infinity"'),
         (b'{"scale": 1e999}', "malformed_json", "not valid JSON"),
@@ -87,8 +87,9 @@ def test_a_field_given_twice_in_a_tensor_object_is_a_400(caller: Caller) -> None
         (ATTENTION, {"return": {"weight": True}}, "return.weight", "did you mean 'weights'?"),
         (ATTENTION, {"return": {"weights": {"head": [0]}}}, "return.weights.head", "'heads'"),
         (TEXT, {"txt": "a"}, "txt", "did you mean 'text'?"),
-        (TEXT, {"is_causal": True}, "is_causal", "known are "),
-        ("/v1/modules/mha/attention", {"q_num_heads": 1}, "q_num_heads", "known are "),
+        (TEXT, {"is_causal": True}, "is_causal", "is a field of POST /v1/attention"),
+        (TEXT, {"value": [[1]]}, "value", "is a field of POST /v1/attention"),
+        ("/v1/modules/mha/attention", {"q_num_heads": 1}, "q_num_heads", "of POST /v1/attention"),
     ],
 )
 def test_an_unknown_field_is_a_422_with_the_nearest_name(

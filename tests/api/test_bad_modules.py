@@ -44,8 +44,10 @@ TEXTS = {
         "2 texts where text holds 1",
     ),
     "no_pairs": ({"text": ["a"], "text_pair": []}, "invalid_field", "text_pair", "no text"),
-    "layer_past_the_last": ({"text": "a", "layers": [0, 6]}, "invalid_field", "layers", "has 6"),
-    "head_past_the_last": ({"text": "a", "heads": [12]}, "invalid_field", "heads", "has 12"),
+    "layer_past_the_last": ({"text": "a", "layers": [0, 6]}, "invalid_field", "layers",
+        f"there is no layer 6: {TEXT_MODULE} has 6, 0 to 5"),
+    "head_past_the_last": ({"text": "a", "heads": [12]}, "invalid_field", "heads",
+        f"there is no head 12: {TEXT_MODULE} has 12, 0 to 11"),
     "head_past_64_bits": ({"text": "a", "heads": [10**19]}, "invalid_field", "heads", ""),
     "negative_layer": ({"text": "a", "layers": [-1]}, "invalid_field", "layers", "from 0 up"),
     "layer_twice": ({"text": "a", "layers": [1, 1]}, "invalid_field", "layers", "once"),
@@ -54,7 +56,7 @@ TEXTS = {
     "layers_in_words": ({"text": "a", "layers": "some"}, "invalid_field", "layers", '"all"'),
     "layer_of_float": ({"text": "a", "layers": [1.0]}, "invalid_field", "layers", "integers"),
     "head_of_bool": ({"text": "a", "heads": [True]}, "invalid_field", "heads", "integers"),
-    "truncate_in_words": ({"text": "a", "truncate": "yes"}, "invalid_field", "truncate", "boolean"),
+    "truncate_in_words": ({"text": "a", "truncate": "yes"}, "invalid_field", "truncate", "true or"),
     "module_of_number": ({"text": "a", "module": 1}, "invalid_field", "module", "string"),
     "heads_of_the_weights": (
         {"text": "a", "return": {"weights": {"heads": [0]}}}, "invalid_field", "return.weights", ""
@@ -76,6 +78,13 @@ def test_text_that_cannot_be_answered_is_a_422(
 def test_an_unknown_module_is_a_404_that_says_which_there_are(caller: Caller, name: str) -> None:
     answer = caller.post(TEXT, {"text": "a", "module": name})
     check_problem(answer, 404, "unknown_module", "module", says=(TEXT_MODULE, "mha"))
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6", "ALL-MINILM-L6-V2"])
+def test_an_unknown_module_s_neighbour_is_told(caller: Caller, name: str) -> None:
+    answer = caller.post(TEXT, {"text": "a", "module": name})
+    says = (f"Did you mean {TEXT_MODULE!r}?",)
+    check_problem(answer, 404, "unknown_module", "module", says=says)
 
 
 # 510 words of one token each, between [CLS] and [SEP], are what the module takes.
@@ -148,7 +157,7 @@ TENSORS = {
                    "invalid_tensor", "key", ("float16", "float32", "one dtype")),
     "nan": (MHA, {"query": [[["NaN"] + [0] * 15]]}, "non_finite", "query", ("finite numbers",)),
     "nan_in_key": (MHA, {"query": rows(1, 1, 16), "key": [[["NaN"] + [0] * 15]]}, "non_finite",
-                   "key", ("mask that row",)),
+                   "key", ("[0,0,0] of its shape [1, 1, 16]", "mask that row")),
     "int_mask": (MHA, {"query": rows(1, 2, 16), "attn_mask": [[1, 0], [1, 1]]}, "invalid_tensor",
                  "attn_mask", ("true and false",)),
     "mask_shape": (MHA, {"query": rows(1, 2, 16), "attn_mask": [[True] * 3]}, "invalid_tensor",

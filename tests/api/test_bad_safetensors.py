@@ -52,6 +52,7 @@ BODIES = {
     "short": (b"\x01\x02", "2 bytes"),
     "length_alone": (bytes(7), "7 bytes"),
     "length_past_the_body": (body_of(b"{}", length=3), "3 bytes"),
+    "sent_by_curl_as_text": (body_of(GOOD_HEADER, DATA).replace(b"\0", b""), "--data-binary"),
     "length_of_2**64": (body_of(b"{}", length=2**64 - 1), str(2**64 - 1)),
     "header_past_its_limit": (body_of(b"{}", length=17 * 2**20), "16777216"),
     "header_of_a_list": (body_of([]), "JSON object"),
@@ -118,7 +119,7 @@ def test_an_entry_that_lies_is_a_400(
 ) -> None:
     header = {name: at for name, at in {**GOOD_HEADER, **change}.items() if at is not ...}
     answer = ask(caller, body_of(header, DATA))
-    check_problem(answer, 400, "malformed_tensor", field, says=("safetensors", repr(field), says))
+    check_problem(answer, 400, "malformed_tensor", field, says=(f"{field}: ", says))
 
 
 NO_TENSORS = {
@@ -171,6 +172,28 @@ def test_fields_beside_the_tensors_are_checked_as_in_json(
     caller: Caller, body: bytes, status: int, code: str, fields: list[str]
 ) -> None:
     check_problem(ask(caller, body), status, code, *fields)
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/x-www-form-urlencoded"])
+def test_safetensors_by_another_name_is_told_its_own(caller: Caller, content_type: str) -> None:
+    answer = caller.post(ATTENTION, body_of(GOOD_HEADER, DATA), Content_Type=content_type)
+    says = (f"looks like safetensors: send it with Content-Type: {SAFETENSORS}",)
+    check_problem(answer, 400, "malformed_json", says=says)
+
+
+def test_a_field_in_the_metadata_itself_is_refused(caller: Caller) -> None:
+    metadata = {"is_causal": "true", "scale": "2", "format": "pt", "request": '{"scale": 1}'}
+    answer = ask(caller, body_of({**GOOD_HEADER, "__metadata__": metadata}, DATA))
+    fields = "__metadata__.is_causal", "__metadata__.scale"
+    check_problem(answer, 422, "unknown_field", *fields, says=("under its key 'request'", "1 more"))
+    answer = ask(caller, body_of({"__metadata__": {"request": '{"text": "hi"}', "unit": "word"}}),
+                 TEXT)  # fmt: skip
+    check_problem(answer, 422, "unknown_field", "__metadata__.unit")
+
+
+def test_other_metadata_is_nobody_s(caller: Caller) -> None:
+    header = {**GOOD_HEADER, "__metadata__": {"format": "pt", "text": "of another route"}}
+    assert ask(caller, body_of(header, DATA)).status_code == 200
 
 
 def test_a_name_of_many_parts_is_refused(caller: Caller) -> None:

@@ -70,21 +70,21 @@ RANKS_AND_SHAPES = [
 HEADS = [
     Case("do_not_divide", three(zeros(1, 3, 2, 4), zeros(1, 2, 2, 4), zeros(1, 2, 2, 4)), 422,
          TENSOR, "key", ("[1, 2, 2, 4]", "[1, 3, 2, 4]", "divide")),
+    Case("second_to_last", three(zeros(2, 16, 8, 4), zeros(2, 24, 2, 4), zeros(2, 24, 2, 4)), 422,
+         TENSOR, "key", ("do not divide", "[B,L,H,D] swap axes 1 and 2")),
     Case("columns", three(zeros(1, 2, 7), zeros(1, 2, 4), zeros(1, 2, 4), q_num_heads=2,
                           kv_num_heads=1),
          422, TENSOR, "query", ("7 columns", "[1, 2, 7]", "q_num_heads=2")),
     Case("key_columns", three(zeros(1, 2, 8), zeros(1, 2, 9), zeros(1, 2, 4), q_num_heads=2,
                               kv_num_heads=2),
          422, TENSOR, "key", ("9 columns", "kv_num_heads=2")),
-    Case("not_given", three(zeros(1, 2, 8), zeros(1, 2, 8), zeros(1, 2, 8)), 422, "missing_field",
-         "q_num_heads", ("rank-3", "[1, 2, 8]")),
     Case("one_not_given", three(zeros(1, 2, 8), zeros(1, 2, 8), zeros(1, 2, 8), q_num_heads=2),
          422, "missing_field", "kv_num_heads", ("rank-3",)),
     Case("with_rank_2", {"q_num_heads": 1}, 422, "invalid_field", "q_num_heads",
          ("rank 3", "[2, 2]")),
     Case("zero", {"q_num_heads": 0}, 422, "invalid_field", "q_num_heads",
-         ("greater than or equal to 1",)),
-    Case("negative", {"kv_num_heads": -1}, 422, "invalid_field", "kv_num_heads", ("equal to 1",)),
+         ("at least 1",)),
+    Case("negative", {"kv_num_heads": -1}, 422, "invalid_field", "kv_num_heads", ("at least 1",)),
     Case("too_many", {"q_num_heads": 10**6}, 422, "invalid_field", "q_num_heads", ("65536",)),
     Case("past_64_bits", {"q_num_heads": 10**19}, 422, "invalid_field", "q_num_heads", ("65536",)),
     Case("a_fraction", {"q_num_heads": 1.5}, 422, "invalid_field", "q_num_heads", ("integer",)),
@@ -106,7 +106,12 @@ MASKS = [
          ("[3, 2]", "[1, 1, 2, 2]")),
     Case("rank_0", {"attn_mask": encoded("AAAAAA==", ())}, 422, TENSOR, "attn_mask", ("rank 0",)),
     Case("rank_5", {"attn_mask": zeros(1, 1, 1, 2, 2)}, 422, TENSOR, "attn_mask", ("rank 5",)),
-    Case("nan", {"attn_mask": [["NaN", 0]]}, 422, "non_finite", "attn_mask", ("-Infinity",)),
+    Case("nan", {"attn_mask": [[0, "NaN"]]}, 422, "non_finite", "attn_mask",
+         ("[0,1] of its shape [1, 2]", "-Infinity")),
+    Case("padding", {**three(*[zeros(2, 1, 3, 4)] * 3), "attn_mask": [[True] * 3] * 2}, 422, TENSOR,
+         "attn_mask", ("[2, 1, 3, 3]; for a mask of each batch element send [2, 1, 1, 3]",)),
+    Case("batch", {**three(*[zeros(2, 4, 3, 4)] * 3), "attn_mask": zeros(2, 3, 3)}, 422, TENSOR,
+         "attn_mask", ("for a mask of each batch element send [2, 1, 3, 3]",)),
     Case("plus_infinity", {"attn_mask": [["Infinity", 0]]}, 422, "non_finite", "attn_mask",
          ("-Infinity",)),
     Case("bool_bytes", {"attn_mask": encoded("AQI=", (1, 2), "bool")}, 400, "malformed_tensor",
@@ -184,10 +189,22 @@ SHAPES = [
 FINITE = "non_finite"
 VALUES = [
     Case("nan_in_query", {"query": [["NaN", 0]]}, 422, FINITE, "query",
-         ("[0,0,0,0]", "finite numbers")),
+         ("NaN at [0,0] of its shape [1, 2]", "finite numbers")),
     Case("infinity_in_query", {"query": [[0, "-Infinity"]]}, 422, FINITE, "query",
          ("finite numbers",)),
-    Case("past_float32", {"query": [[1e39, 0]]}, 422, FINITE, "query", ("finite numbers",)),
+    Case("past_float32", {"query": [[0, 1e39]]}, 422, FINITE, "query",
+         ("infinity at [0,1] of its shape [1, 2], or a number past the range of its dtype",)),
+    Case("past_float16", {**{name: encoded([1, 0], dtype="float16") for name in GOOD},
+                          "query": encoded([1, 7e4], dtype="float16")}, 422, FINITE,
+         "query", ("[0,1] of its shape [1, 2], or a number past the range",)),
+    Case("nan_of_rank_3", {"key": [[[0, 0, 0, 0], [0, 0, "NaN", 0]]], "query": zeros(1, 1, 4),
+                           "value": zeros(1, 2, 4), "q_num_heads": 2, "kv_num_heads": 2},
+         422, FINITE, "key", ("NaN at [0,1,2] of its shape [1, 2, 4]",)),
+    Case("nan_in_past", {"past_key": [[[["NaN", 0]]]], "past_value": zeros(1, 1, 1, 2)}, 422,
+         FINITE, "past_key", ("at [0,0,0,0] of its shape [1, 1, 1, 2]",)),
+    Case("nan_after_past", {"past_key": zeros(1, 1, 1, 2), "past_value": zeros(1, 1, 1, 2),
+                            "value": [[0, 0], [0, "NaN"]]},
+         422, FINITE, "value", ("at [1,1] of its shape [2, 2]",)),
     Case("nan_in_base64", {"query": encoded("AADAfwAAAAA=")}, 422, FINITE, "query",
          ("finite numbers",)),
     Case("nan_in_key", {"key": [[1, 0], ["NaN", 1]]}, 422, FINITE, "key", ("mask that row",)),
@@ -200,7 +217,8 @@ VALUES = [
          ("smaller scale",)),
     Case("scale_in_words", {"scale": "NaN"}, 422, "invalid_field", "scale", ("number",)),
     Case("scale_a_list", {"scale": [1]}, 422, "invalid_field", "scale", ("number",)),
-    Case("causal_a_number", {"is_causal": 1}, 422, "invalid_field", "is_causal", ("boolean",)),
+    Case("causal_a_number", {"is_causal": 1}, 422, "invalid_field", "is_causal",
+         ("true or false; got 1",)),
     Case("format", {"tensor_format": "hex"}, 422, "invalid_field", "tensor_format",
          ("'list'", "'base64'")),
     Case("format_null", {"tensor_format": None}, 422, "invalid_field", "tensor_format",
@@ -238,6 +256,12 @@ def test_every_wrong_field_is_named(caller: Caller) -> None:
     wrong = ("is_causal", "scale", "key", "mask")
     problem = check_problem(answer, 422, "invalid_field", *wrong, says=("3 more",))
     assert "did you mean 'attn_mask'" in problem["errors"][-1]["msg"]
+
+
+def test_both_numbers_of_heads_are_asked_for_at_once(caller: Caller) -> None:
+    answer = caller.post(ATTENTION, three(*[zeros(1, 2, 8)] * 3))
+    says = ("rank-3", "[B,L,H·D] = [1, 2, 8]", "as rank 4", "1 more")
+    check_problem(answer, 422, "missing_field", "q_num_heads", "kv_num_heads", says=says)
 
 
 def test_rows_that_none_attends_may_hold_anything(caller: Caller) -> None:

@@ -12,6 +12,7 @@ import pytest
 from attention_service.api import examples
 from attention_service.api.app import create_app
 from attention_service.settings import Settings
+from attention_wire.names import ROUTES
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = [
@@ -47,6 +48,13 @@ def test_every_compute_route_has_examples() -> None:
     assert len(compute) == 5
     for operation in compute.values():
         assert operation["requestBody"]["content"]["application/json"]["examples"]
+
+
+def test_problems_name_the_routes_that_take_a_field() -> None:
+    paths = json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8"))["paths"]
+    for model, path in ROUTES.items():
+        form = paths[path]["post"]["requestBody"]["content"]["application/json"]
+        assert form["schema"]["$ref"].endswith(f"/{model.__name__}")
 
 
 def test_the_docs_page_asks_nobody_else(service_url: str) -> None:

@@ -85,7 +85,7 @@ def test_poison_is_found_wherever_it_is(
         poisoned = asked[name].copy()
         poisoned[place] = poison
         where = ",".join(map(str, place))
-        with pytest.raises(ProblemError, match=rf"{name}: holds NaN or infinity at \[{where}\]"):
+        with pytest.raises(ProblemError, match=rf"{name}: holds (NaN|infinity) at \[{where}\]"):
             job(engine, asked | {name: poisoned}).run()
 
 
@@ -110,7 +110,7 @@ def test_a_value_of_no_weight_is_found_too(
     asked["query"] = np.abs(asked["query"])
     asked["key"][:, :, 5] = -1e4  # its weight is 0 in float32
     asked["value"][0, 0, 5, 5] = np.nan
-    with pytest.raises(ProblemError, match=r"value: holds NaN or infinity at \[0,0,5,5\]"):
+    with pytest.raises(ProblemError, match=r"value: holds (NaN|infinity) at \[0,0,5,5\]"):
         job(engine, asked).run()
 
 
@@ -139,5 +139,5 @@ def test_chosen_scores_do_not_show_all_keys(engine: Engine) -> None:
     selection = {"weights": {"heads": [0]}, "scores": "masked"}
     asked = fields((8, 1, 8192), {"return": selection})
     asked["key"][0, 7, 8000, 3] = np.inf
-    with pytest.raises(ProblemError, match=r"key: holds NaN or infinity at \[0,7,8000,3\]"):
+    with pytest.raises(ProblemError, match=r"key: holds (NaN|infinity) at \[0,7,8000,3\]"):
         job(engine, asked).run()

@@ -21,6 +21,7 @@ from onnx import defs
 
 from attention_client import AttentionClient
 from attention_wire import answers, schemas
+from attention_wire.names import meant
 from tests.conftest import ROOT
 
 DOCUMENT = (ROOT / "docs" / "attention.md").read_text(encoding="utf-8")
@@ -145,6 +146,18 @@ def test_the_results() -> None:
     answered = {name for row in rows for name in codes(row[1])}
     assert answered == set(answers.AttentionAnswer.model_fields) - {"module", "provider"}
     assert {name for row in rows for name in codes(row[2])} <= names_in_onnx(23)
+
+
+def test_another_s_name_leads_to_its_row() -> None:
+    rows = table("field", "shape, type", *LIBRARIES)
+    named = [(codes(row[0])[0], name) for row in rows for name in codes(" ".join(row[2:]))]
+    rows = table("`return`", "answered as", *LIBRARIES)
+    named += [
+        (f"return.{codes(row[0])[0]}", name) for row in rows for name in codes(" ".join(row[2:]))
+    ]
+    for field, name in named:
+        if name.isidentifier() and name != field:
+            assert f"'{field}'" in str(meant(schemas.AttentionRequest, name)), name
 
 
 def test_the_selection() -> None:

@@ -114,6 +114,9 @@ def test_options_as_they_go_on_the_wire() -> None:
     [
         ({"sclae": 1.0}, TypeError, "no argument 'sclae'; did you mean 'scale'"),
         ({"is_casual": True}, TypeError, "did you mean 'is_causal'"),
+        ({"softmax_scale": 1.0}, TypeError, "did you mean 'scale'"),
+        ({"lse": True}, TypeError, "did you mean 'return.lse'"),
+        ({"dropout_p": 0.1}, TypeError, "leave it out: there is no dropout"),
         ({"xyz": 1}, TypeError, "no argument 'xyz'$"),
         ({"softcap": float("inf")}, ValueError, "softcap must be a finite number"),
         ({"nonpad_kv_seqlen": [1.0]}, TypeError, "nonpad_kv_seqlen: .*give integers"),

@@ -220,7 +220,7 @@ def test_attend_says_what_is_wrong(
     no_module = fails_here("attend", "text", "--modules", tmp_path)
     assert f"attention-service export sentence-transformers/{TEXT_MODULE} " in no_module
     layer = fails_here("attend", "text", "--modules", text_module, "--layer", "6")
-    assert "layers: holds 6, where the module has 6" in layer
+    assert "layers: there is no layer 6: " in layer
     for stdin, words in {
         '{"query": [[1]]}': ["key: is missing", "value: is missing"],
         '{"query": [[1]], "query": [[1]]}': ["Given more than once: query"],

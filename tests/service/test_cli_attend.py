@@ -117,7 +117,7 @@ def test_options_that_do_not_go_together(text_module: Path, tmp_path: Path) -> N
     assert misused("attend", "a", "--unit", "letter")
     assert misused("attend", "a", "--png", tmp_path)
     wrong = fails_here("attend", "a", "--head", "12", "--modules", text_module)
-    assert "heads: holds 12" in wrong
+    assert "heads: there is no head 12: " in wrong
 
 
 # --- Pictures --------------------------------------------------------------------------

@@ -212,6 +212,14 @@ def test_a_header_that_cannot_be_used_says_why(raw: bytes, code: Code, says: str
     assert says in caught.value.detail
 
 
+def test_a_body_is_known_by_its_beginning() -> None:
+    raw = body({"a": entry([1], 0, 4)}, FOUR)
+    assert safetensors.is_likely(raw)
+    assert safetensors.is_likely(body({}))
+    for other in (b"", raw[:8], raw[:-5], b"       {}", b'{"a":1,{', raw.replace(b"\0", b"")):
+        assert not safetensors.is_likely(other)
+
+
 def test_what_is_wrong_names_its_tensor() -> None:
     with pytest.raises(ProblemError) as caught:
         safetensors.read(body({"fine": entry([0], 0, 0), "key": entry([2], 0, 4)}, FOUR))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,31 @@ def test_a_request_holds_arrays_and_its_defaults() -> None:
             ("zzz",),
             "known are alibi_slopes, attn_mask, is_causal, key,",
         ),
+        (AttentionRequest, GOOD | {"softmax_scale": 1}, ("softmax_scale",), "'scale'?"),
+        (AttentionRequest, GOOD | {"lse": True}, ("lse",), "did you mean 'return.lse'?"),
+        (AttentionRequest, GOOD | {"heads": [0]}, ("heads",), "'return.weights.heads'?"),
+        (AttentionRequest, GOOD | {"return": {"top_k": 1}}, ("return", "top_k"), "weights.top_k'?"),
+        (AttentionRequest, GOOD | {"text": "a"}, ("text",), "of POST /v1/text/attention"),
+        (AttentionRequest, GOOD | {"enable_gqa": True}, ("enable_gqa",), "leave it out: heads are"),
+        (
+            AttentionRequest,
+            GOOD | {"return": {"weights": {"k": 1}}},
+            ("return", "weights", "k"),
+            "did you mean 'top_k'?",
+        ),
+        (ModuleRequest, {"query": [[[1]]], "softcap": 1}, ("softcap",), "of POST /v1/attention"),
+        (
+            TextRequest,
+            {"text": "a", "value": [[1]]},
+            ("value",),
+            "'value' is a field of POST /v1/a",
+        ),
+        (
+            TextRequest,
+            {"text": "a", "return": {"heads": [0]}},
+            ("return", "heads"),
+            "did you mean 'heads', beside 'return'?",
+        ),
         (TextRequest, {"text": "a", "texts": ""}, ("texts",), "did you mean 'text'?"),
         (TextRequest, {"text": "a", "return": {"weight": 1}}, ("return", "weight"), "'weights'"),
         (TextRequest, {"text": "a", "return": {"zzz": 1}}, ("return", "zzz"), "known are blocks, "),
@@ -60,6 +86,12 @@ def test_an_unknown_field_is_told_the_nearest_name(
     assert [error.loc for error in problem.errors] == [loc]
     assert says in problem.errors[0].msg
     assert ".".join(loc) in problem.detail
+
+
+def test_a_name_that_is_another_s_is_told_before_the_field_that_is_missing_for_it() -> None:
+    problem = refused(AttentionRequest, {"q": [[1]], "key": [[1]], "value": [[1]]})
+    assert problem.code == Code.UNKNOWN_FIELD
+    assert problem.detail == "q: unknown field; did you mean 'query'? (1 more; see errors)"
 
 
 def test_what_is_missing_is_named() -> None:
@@ -84,35 +116,70 @@ def test_a_thousand_wrong_fields_are_not_all_told_back() -> None:
     assert sum(len(str(error)) for error in problem.errors) < 20_000
 
 
+OBJECT = "must be an object with any of output, weights, lse, "
 WRONG = [
-    ("is_causal", 1),
-    ("is_causal", "true"),
-    ("is_causal", None),
-    ("scale", "1"),
-    ("scale", True),
-    ("scale", float("inf")),
-    ("scale", [1]),
-    ("q_num_heads", 0),
-    ("q_num_heads", -1),
-    ("q_num_heads", 1.0),
-    ("q_num_heads", "8"),
-    ("q_num_heads", True),
-    ("kv_num_heads", 2**63),
-    ("tensor_format", "json"),
-    ("tensor_format", None),
-    ("tensor_format", ["list"]),
-    ("return", None),
-    ("return", True),
-    ("return", []),
-    ("return", "output"),
+    ("is_causal", 1, "must be true or false; got 1"),
+    ("is_causal", "true", "must be true or false; got the string 'true'"),
+    ("is_causal", None, "must be true or false; got null"),
+    ("scale", "1", "must be a number; got the string '1'"),
+    ("scale", True, "must be a number; got true"),
+    ("scale", float("inf"), "must be a finite number; got Infinity"),
+    ("scale", [1], "must be a number; got a list"),
+    ("scale", np.zeros(1), "must be a number; got a tensor"),
+    ("softcap", -1, "must be at least 0; got -1"),
+    ("q_num_heads", 0, "must be at least 1; got 0"),
+    ("q_num_heads", -1, "must be at least 1; got -1"),
+    ("q_num_heads", 1.0, "must be an integer; got 1.0"),
+    ("q_num_heads", "8", "must be an integer; got the string '8'"),
+    ("q_num_heads", True, "must be an integer; got true"),
+    ("kv_num_heads", 2**63, "must be at most 65536; got 9223372036854775808"),
+    ("tensor_format", "json", "must be 'list' or 'base64'; got the string 'json'"),
+    ("tensor_format", None, "must be 'list' or 'base64'; got null"),
+    ("tensor_format", ["list"], "must be 'list' or 'base64'; got a list"),
+    ("return", None, OBJECT),
+    ("return", True, OBJECT),
+    ("return", ["lse"], OBJECT),
+    ("return", "output", OBJECT),
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), WRONG)
-def test_a_field_of_the_wrong_type_or_range_is_named(name: str, value: object) -> None:
+@pytest.mark.parametrize(("name", "value", "says"), WRONG)
+def test_a_field_of_the_wrong_type_or_range_is_named(name: str, value: object, says: str) -> None:
     problem = refused(AttentionRequest, GOOD | {name: value})
     assert problem.code == Code.INVALID_FIELD
     assert [error.loc[0] for error in problem.errors] == [name]
+    assert problem.errors[0].msg.startswith(says)
+
+
+NOTHINGS: list[object] = [None, True, -1, 2**40, 1.5, "", "x", [], [[]], [{}], ["x"], {}]
+
+
+@pytest.mark.parametrize("model", [AttentionRequest, ModuleRequest, TextRequest])
+def test_no_words_of_pydantic_s_are_told(model: type[BaseModel]) -> None:
+    told = []
+    for loc in places(model):
+        for nothing in NOTHINGS:
+            fields: Any = nothing
+            for name in reversed(loc):
+                fields = {name: fields}
+            try:
+                validate(model, Fields(fields, only_numbers=False))
+            except ProblemError as problem:
+                told += [error.msg for error in problem.errors]
+    assert len(told) > 100
+    assert not [msg for msg in told if re.search("Input should|nvalid|valid |Value error", msg)]
+
+
+def places(model: type[BaseModel]) -> list[tuple[str, ...]]:
+    inner = {"return": ("weights", "output", "scores", "x")}
+    selection = ("heads", "queries", "reduce", "top_k", "value_weighted")
+    names = [info.alias or name for name, info in model.model_fields.items()]
+    return [
+        *((name,) for name in names),
+        *(("return", name) for name in inner["return"]),
+        *(("return", "weights", name) for name in selection),
+        *(("return", "weights", "queries", name) for name in ("start", "stop")),
+    ]
 
 
 @pytest.mark.parametrize("value", [1, "true", None])

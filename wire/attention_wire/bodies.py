@@ -35,10 +35,12 @@ class Fields(NamedTuple):
     Attributes:
         values: name → parsed JSON value, or array for a tensor that came in binary.
         only_numbers: as :class:`attention_wire.documents.Document` says.
+        unread: keys of a request's metadata beside that of the fields.
     """
 
     values: dict[str, Any]
     only_numbers: bool
+    unread: tuple[str, ...] = ()
 
 
 class Body(NamedTuple):
@@ -71,17 +73,26 @@ def read(media_type: str, body: Buffer, member: Member) -> Fields:
     """
     if media_type == SAFETENSORS:
         return _read_safetensors(body, member)
-    document = documents.parse(body, tensors=_LISTED)
+    try:
+        document = documents.parse(body, tensors=_LISTED)
+    except ProblemError:
+        if safetensors.is_likely(body):
+            message = f"The body looks like safetensors: send it with Content-Type: {SAFETENSORS}."
+            raise ProblemError(Code.MALFORMED_JSON, message) from None
+        raise
     return Fields(_object(document.value, "The body"), document.only_numbers)
 
 
 def _read_safetensors(body: Buffer, member: Member) -> Fields:
     tensors, metadata = safetensors.read(body)
-    document = documents.parse(metadata.get(member, "{}").encode())
-    values = _object(document.value, f"The metadata {member}")
+    what = f"The text {member!r} of __metadata__"
+    document = documents.parse(metadata.pop(member, "{}").encode(), what=what)
+    values = _object(document.value, what)
     for name, array in tensors.items():
         _place(values, name, array)
-    return Fields(values, document.only_numbers)
+    # An answer's metadata may grow; what a request says and nobody reads may have been meant.
+    unread = tuple(metadata) if member == "request" else ()
+    return Fields(values, document.only_numbers, unread)
 
 
 def _object(value: object, what: str) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def parse(
     text: bytes | bytearray | memoryview,
     max_depth: int = MAX_DEPTH,
     tensors: Set[str] = frozenset(),
+    what: str = "The body",
 ) -> Document:
     """Parse JSON text strictly.
 
@@ -60,6 +61,7 @@ def parse(
         max_depth: how many arrays and objects may be open at once.
         tensors: members of an object whose lists of numbers are wanted as float32 arrays; what
             is no such list comes as ever.
+        what: the text is, for messages.
 
     Raises:
         ProblemError: ``malformed_json``, ``too_deep``, ``duplicate_field``, or
@@ -74,7 +76,7 @@ def parse(
         try:
             value = orjson.loads(raw)
         except orjson.JSONDecodeError as error:
-            raise _malformed(raw, bare, error) from None
+            raise _malformed(raw, bare, error, what) from None
     tally = _Tally()
     tally.visit(value)
     if bare.count(b":") != tally.names or bare.count(b"{") != tally.objects:
@@ -171,19 +173,27 @@ def _repeated(value: object, loc: Loc) -> Iterator[Loc]:
                 yield from _repeated(item, (*loc, index))
 
 
-def _malformed(raw: bytes, bare: bytes, error: orjson.JSONDecodeError) -> ProblemError:
+def _malformed(raw: bytes, bare: bytes, error: orjson.JSONDecodeError, what: str) -> ProblemError:
+    if not raw.strip():
+        return ProblemError(Code.MALFORMED_JSON, f"{what} is empty: send a JSON object.")
     if "surrogate" in str(error) and (loc := _lone_surrogate(raw)) is not None:
         return ProblemError.of_field(
             loc,
             "holds a lone surrogate (half of a UTF-16 pair), which is no character; "
             "send the whole pair, or the character itself in UTF-8",
         )
+    try:
+        raw.decode()
+    except UnicodeDecodeError as wrong:
+        return ProblemError(
+            Code.MALFORMED_JSON,
+            f"{what} is not UTF-8, as JSON has to be: byte {raw[wrong.start]:#04x} at "
+            f"{wrong.start} is {wrong.reason}.",
+        )
     cure = ""
     if b"NaN" in bare or b"Infinity" in bare:
         cure = ' Write non-finite numbers as the strings "NaN", "Infinity" and "-Infinity".'
-    elif not raw.strip():
-        cure = " The body is empty: send a JSON object."
-    return ProblemError(Code.MALFORMED_JSON, f"The body is not valid JSON: {error}.{cure}")
+    return ProblemError(Code.MALFORMED_JSON, f"{what} is not valid JSON: {error}.{cure}")
 
 
 def _lone_surrogate(raw: bytes) -> Loc | None:

@@ -114,6 +114,24 @@ class ProblemError(Exception):
         path = (loc,) if isinstance(loc, str) else loc
         return cls(code, f"{dotted(path)}: {msg}", [FieldProblem(loc=path, msg=msg)])
 
+    @classmethod
+    def of_fields(
+        cls,
+        problems: Sequence[FieldProblem],
+        code: Code = Code.INVALID_FIELD,
+        count: int | None = None,
+    ) -> ProblemError:
+        """A problem with several fields; the detail tells the first.
+
+        Args:
+            problems: at least one.
+            code: of them all.
+            count: how many there are, where not all of them are told.
+        """
+        first, others = problems[0], (len(problems) if count is None else count) - 1
+        more = f" ({others} more; see errors)" if others else ""
+        return cls(code, f"{dotted(first.loc)}: {first.msg}{more}", problems)
+
 
 class TensorError(ValueError):
     """A value on the wire is no tensor that could be used."""

@@ -70,6 +70,13 @@ def read(body: Buffer) -> tuple[dict[str, Array], dict[str, str]]:
     return tensors(found, view[LENGTH_BYTES + len(text) :]), dict(found.metadata)
 
 
+def is_likely(body: Buffer) -> bool:
+    """Whether a body begins as this layout does, as no JSON text can."""
+    view = memoryview(body).cast("B")
+    length, rest = int.from_bytes(view[:LENGTH_BYTES], "little"), view[LENGTH_BYTES:]
+    return rest[:1].tobytes() == b"{" and length <= len(rest)
+
+
 def header(body: memoryview) -> bytes:
     """The header of a body, as it came.
 
@@ -83,7 +90,8 @@ def header(body: memoryview) -> bytes:
     if length > MAX_HEADER_BYTES or end > len(body):
         raise _malformed(
             f"the first 8 bytes name a header of {length} bytes, but the body has {len(body)} "
-            f"and a header at most {MAX_HEADER_BYTES}"
+            f"and a header at most {MAX_HEADER_BYTES} (curl sends files as they are with "
+            "--data-binary, not with -d)"
         )
     return bytes(body[LENGTH_BYTES:end])
 
@@ -94,7 +102,7 @@ def layout(text: bytes) -> Layout:
     Raises:
         ProblemError: as :func:`read` does.
     """
-    found = documents.parse(text).value
+    found = documents.parse(text, what="The header of the safetensors body").value
     if not isinstance(found, dict):
         raise _malformed("the header must be a JSON object")
     metadata = found.pop("__metadata__", {})
@@ -105,10 +113,10 @@ def layout(text: bytes) -> Layout:
     in_order = dict(sorted(entries.items(), key=lambda item: item[1][2:]))
     for name, (_, _, begin, stop) in in_order.items():
         if begin != end or stop < begin:
-            raise _malformed(
-                f"tensor {name!r}: data_offsets [{begin}, {stop}] must begin at {end}, where the "
-                "tensor before ends: no holes, no overlaps",
+            raise _wrong(
                 name,
+                f"data_offsets [{begin}, {stop}] must begin at {end}, where the tensor before "
+                "ends: no holes, no overlaps",
             )
         end = stop
     return Layout(in_order, metadata, end)
@@ -141,10 +149,7 @@ def tensors(found: Layout, data: memoryview) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     for name, (dtype, shape, begin, stop) in found.tensors.items():
         if stop > len(data):
-            raise _malformed(
-                f"tensor {name!r}: data_offsets end at {stop}, past the {len(data)} bytes of data",
-                name,
-            )
+            raise _wrong(name, f"data_offsets end at {stop}, past the {len(data)} bytes of data")
         arrays[name] = _tensor(name, data[begin:stop], dtype, shape)
     if found.data_bytes != len(data):
         raise _malformed(f"{len(data) - found.data_bytes} bytes follow the last tensor")
@@ -159,37 +164,31 @@ def _entry(name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int, ...], int, 
             "data_offsets": [int(begin), int(stop)],
         } if not (isinstance(begin, bool) or isinstance(stop, bool)):
             if len(entry) > 3:
-                raise _malformed(f"tensor {name!r}: unknown fields in its header entry", name)
+                raise _wrong(name, "unknown fields in its header entry")
             if dtype not in _DTYPES:
-                raise _malformed(
-                    f"tensor {name!r}: unknown dtype {dtype!r:.40}; known are {', '.join(_DTYPES)}",
-                    name,
-                    Code.INVALID_TENSOR,
-                )
+                message = f"unknown dtype {dtype!r:.40}; known are {', '.join(_DTYPES)}"
+                raise _wrong(name, message, Code.INVALID_TENSOR)
             try:
                 return _DTYPES[dtype], check_shape(shape, _DTYPES[dtype]), begin, stop
             except TensorError as error:
-                raise _malformed(f"tensor {name!r}: {error}", name, Code.INVALID_TENSOR) from None
+                raise _wrong(name, str(error), Code.INVALID_TENSOR) from None
         case _:
-            raise _malformed(
-                f"tensor {name!r}: its header entry must hold dtype, shape and two data_offsets",
-                name,
-            )
+            raise _wrong(name, "its header entry must hold dtype, shape and two data_offsets")
 
 
 def _tensor(name: str, raw: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     try:
         return from_bytes(raw, dtype, shape)
     except TensorError as error:
-        raise _malformed(f"tensor {name!r}: {error}", name) from None
+        raise _wrong(name, str(error)) from None
 
 
-def _malformed(
-    detail: str, field: str | None = None, code: Code = Code.MALFORMED_TENSOR
-) -> ProblemError:
-    if field is not None:
-        return ProblemError.of_field(field, f"safetensors: {detail}", code)
-    return ProblemError(code, f"safetensors: {detail}.")
+def _malformed(detail: str) -> ProblemError:
+    return ProblemError(Code.MALFORMED_TENSOR, f"safetensors: {detail}.")
+
+
+def _wrong(name: str, message: str, code: Code = Code.MALFORMED_TENSOR) -> ProblemError:
+    return ProblemError.of_field(name, message, code)
 
 
 def write(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> list[Buffer]:

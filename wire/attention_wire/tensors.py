@@ -81,7 +81,7 @@ def from_json(value: object, *, only_numbers: bool = False, integers: bool = Fal
         return _from_list(value, dtype, only_numbers=only_numbers)
     raise InvalidTensor(
         "expected a nested list of numbers, or an object with dtype, shape and data; "
-        f"got {_kind(value)}"
+        f"got {kind_of(value)}"
     )
 
 
@@ -105,7 +105,7 @@ def _from_object(value: dict[str, Any], *, only_numbers: bool) -> Array:
             )
         return array.reshape(shape)
     if not isinstance(data, str):
-        raise InvalidTensor(f"data must be a base64 string or a list; got {_kind(data)}")
+        raise InvalidTensor(f"data must be a base64 string or a list; got {kind_of(data)}")
     try:
         raw = binascii.a2b_base64(data, strict_mode=True)
     except ValueError as error:
@@ -134,7 +134,7 @@ def check_shape(shape: object, dtype: np.dtype[Any]) -> tuple[int, ...]:
             large, be it for its dimensions beside a zero alone.
     """
     if not isinstance(shape, Sequence) or isinstance(shape, str):
-        raise InvalidTensor(f"shape must be a list of integers; got {_kind(shape)}")
+        raise InvalidTensor(f"shape must be a list of integers; got {kind_of(shape)}")
     if len(shape) > MAX_RANK:
         raise InvalidTensor(f"shape has {len(shape)} dimensions; at most {MAX_RANK} are taken")
     for size in shape:
@@ -193,7 +193,7 @@ def _ragged(items: list[Any], shape: list[int]) -> str:
         return len(item) if isinstance(item, list) else -1
 
     def size(item: object) -> str:
-        return f"{len(item)} elements" if isinstance(item, list) else _kind(item)
+        return f"{len(item)} elements" if isinstance(item, list) else kind_of(item)
 
     odd = next(i for i, item in enumerate(items) if length(item) != length(items[0]))
     where = "".join(f"[{index}]" for index in np.unravel_index(odd, shape))
@@ -212,7 +212,7 @@ def _typed(flat: list[Any], dtype: np.dtype[Any] | None) -> Array:
     strange = kinds - allowed.get(dtype.kind, {int, float, str})
     if strange:
         example = next(item for item in flat if type(item) in strange)
-        raise InvalidTensor(f"a list of {dtype.name} cannot hold {_kind(example)}")
+        raise InvalidTensor(f"a list of {dtype.name} cannot hold {kind_of(example)}")
     if str in kinds:
         flat = [_number(item) if isinstance(item, str) else item for item in flat]
     try:
@@ -239,13 +239,13 @@ def _number(word: str) -> float:
         ) from None
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     """The JSON name of a value's type, as a caller would say it."""
     if value is None:
         return "null"
     names: dict[type, str] = {
         bool: "true or false", int: "a number", float: "a number", str: "a string",
-        list: "a list", dict: "an object",
+        list: "a list", dict: "an object", np.ndarray: "a tensor",
     }  # fmt: skip
     return names.get(type(value), type(value).__name__)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from typing import Any, TypeVar, get_args
+import json
+from collections.abc import Iterable
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from attention_wire.bodies import Fields
-from attention_wire.problems import Code, FieldProblem, ProblemError
+from attention_wire.names import fields_at, meant
+from attention_wire.problems import Code, FieldProblem, Loc, ProblemError
+from attention_wire.tensors import kind_of
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -23,73 +24,89 @@ def validate(model: type[Model], fields: Fields) -> Model:
         ProblemError: with a ``FieldProblem`` for each wrong field. Its code is the gravest:
             a tensor that cannot be read comes before a field that is wrong.
     """
+    if fields.unread:
+        _check_unread(model, fields.unread)
     try:
         return model.model_validate(fields.values, context={"only_numbers": fields.only_numbers})
     except ValidationError as error:
-        wrong = error.errors(include_url=False, include_input=False)
+        # What is missing may only be called otherwise, which is told first.
+        wrong = sorted(error.errors(include_url=False), key=lambda item: item["type"] == "missing")
         found = [_problem(model, item) for item in wrong[:_MOST_PROBLEMS]]
     codes = {code for code, _ in found}
     code = Code.MALFORMED_TENSOR if Code.MALFORMED_TENSOR in codes else found[0][0]
-    first = found[0][1]
-    more = f" ({len(wrong) - 1} more; see errors)" if len(wrong) > 1 else ""
-    detail = ProblemError.of_field(first.loc, first.msg).detail + more
-    raise ProblemError(code, detail, [problem for _, problem in found])
+    raise ProblemError.of_fields([problem for _, problem in found], code, len(wrong))
 
 
 # A caller who gets more fields wrong than this has one thing wrong.
 _MOST_PROBLEMS = 20
 _LONGEST_NAME = 100
 _CODES = {"extra_forbidden": Code.UNKNOWN_FIELD, "missing": Code.MISSING_FIELD}
+# What pydantic finds, in the words of this project; of those that it has by itself, all that a
+# field of the requests can lead to.
+_WORDS = {
+    "missing": "is missing",
+    "bool_type": "must be true or false",
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be a string",
+    "list_type": "must be a list",
+    "literal_error": "must be {expected}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "too_short": "must hold at least {min_length}; holds {actual_length}",
+    "too_long": "must hold at most {max_length}; holds {actual_length}",
+}
+
+
+def _check_unread(model: type[BaseModel], names: Iterable[str]) -> None:
+    """Refuse metadata that was meant to be fields, rather than answer as if it were not there."""
+    message = "stands in __metadata__ itself; fields go into the JSON text under its key 'request'"
+    known = fields_at(model)
+    astray = [
+        FieldProblem(loc=("__metadata__", name), msg=message) for name in names if name in known
+    ]
+    if astray:
+        raise ProblemError.of_fields(astray, Code.UNKNOWN_FIELD)
 
 
 def _problem(model: type[BaseModel], item: ErrorDetails) -> tuple[Code, FieldProblem]:
     kind = item["type"]
-    loc, known = _place(model, item["loc"])
+    loc = _place(model, item["loc"])
     if kind == "extra_forbidden":
-        message = _unknown(str(item["loc"][-1]), known)
-        loc = (*loc, str(item["loc"][-1])[:_LONGEST_NAME])
-    elif kind == "missing":
-        message = "is missing"
+        name = str(item["loc"][-1])
+        cure = meant(model, name, loc) or f"known are {', '.join(sorted(fields_at(model, loc)))}"
+        message = f"unknown field; {cure}"
+        loc = (*loc, name[:_LONGEST_NAME])
+    elif kind == "model_type":
+        message = f"must be an object with any of {', '.join(fields_at(model, loc))}{_got(item)}"
     elif kind == "value_error":
         message = str(item["ctx"]["error"])
+    elif kind in _WORDS:
+        message = _WORDS[kind].format(**item.get("ctx", {}))
+        message += _got(item) if message.startswith("must be") else ""
     else:
         message = item["msg"]
     code = Code(kind) if kind in list(Code) else _CODES.get(kind, Code.INVALID_FIELD)
     return code, FieldProblem(loc=loc, msg=message)
 
 
-def _unknown(name: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    cure = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
-    return f"unknown field; {cure}"
+def _got(item: ErrorDetails) -> str:
+    given = item["input"]
+    if isinstance(given, str):
+        return f"; got the string {given!r:.60}"
+    if given is None or isinstance(given, bool | int | float):
+        return f"; got {json.dumps(given):.40}"
+    return f"; got {kind_of(given)}"
 
 
-def _place(
-    model: type[BaseModel], loc: tuple[int | str, ...]
-) -> tuple[tuple[int | str, ...], Mapping[str, FieldInfo]]:
-    """The path as a caller would write it, and the names that are known at its end.
+def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> Loc:
+    """The path as a caller would write it, as far as its names are known.
 
     Pydantic puts the name of a union's member into the path, which no request holds.
     """
-    place: list[int | str] = []
-    known = _fields(model)
+    place: Loc = ()
     for part in loc:
-        if isinstance(part, int):
-            place.append(part)
-        elif part in known:
-            place.append(part)
-            inner = _models(known[part].annotation)
-            known = {name: info for model in inner for name, info in _fields(model).items()}
-    return tuple(place), known
-
-
-def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields by the names that they go by."""
-    return {info.alias or name: info for name, info in model.model_fields.items()}
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The models that an annotation names, be it in a union."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
+        if isinstance(part, int) or part in fields_at(model, place):
+            place = (*place, part)
+    return place

@@ -61,7 +61,7 @@ def problem_response(problem: ProblemError, request: Request) -> Response:
     name_problem(problem.code)
     details = ProblemDetails(
         type=TYPE_PREFIX + problem.code,
-        title=problem.code.replace("_", " ").capitalize(),
+        title=_title(problem.code),
         status=status,
         detail=problem.detail,
         code=problem.code,
@@ -78,6 +78,11 @@ def problem_response(problem: ProblemError, request: Request) -> Response:
         return Response(orjson.dumps({"error": _told(problem)}), status, headers, JSON)
     body = orjson.dumps(details.model_dump())
     return Response(body, status, headers, PROBLEM)
+
+
+def _title(code: Code) -> str:
+    words = code.replace("_", " ").capitalize()
+    return words.replace("json", "JSON").replace("Non finite", "Non-finite")
 
 
 def _told(problem: ProblemError) -> str:

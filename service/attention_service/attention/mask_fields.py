@@ -110,15 +110,22 @@ def fit_mask(mask: Array, scores: tuple[int, int, int, int]) -> Array:
     Raises:
         ProblemError: the shapes do not fit.
     """
-    given = list(mask.shape)
+    given = mask.shape
     if not 1 <= mask.ndim <= 4:
-        raise invalid("attn_mask", f"has rank {mask.ndim} (shape {given}); send rank 1 to 4")
-    mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
-    fits = all(size in (1, full) for size, full in zip(mask.shape[:3], scores[:3], strict=True))
-    if not fits or mask.shape[3] > scores[3]:
-        raise invalid(
-            "attn_mask",
-            f"has shape {given}, which does not broadcast from the right to [B,Hq,L,T] = "
-            f"{list(scores)}",
-        )
-    return mask
+        raise invalid("attn_mask", f"has rank {mask.ndim} (shape {list(given)}); send rank 1 to 4")
+    missing = (1,) * (4 - mask.ndim)
+    if _fits(missing + given, scores):
+        return mask.reshape(missing + given)
+    for_each = given[:1] + missing + given[1:]
+    cure = f"; for a mask of each batch element send {list(for_each)}"
+    raise invalid(
+        "attn_mask",
+        f"has shape {list(given)}, which does not broadcast from the right to [B,Hq,L,T] = "
+        f"{list(scores)}{cure if _fits(for_each, scores) else ''}",
+    )
+
+
+def _fits(shape: tuple[int, ...], scores: tuple[int, int, int, int]) -> bool:
+    """Whether a mask of rank 4 broadcasts to the scores, its last dimension but for its length."""
+    broadcasts = all(size in (1, full) for size, full in zip(shape[:3], scores[:3], strict=True))
+    return broadcasts and shape[3] <= scores[3]

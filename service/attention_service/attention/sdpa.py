@@ -18,8 +18,9 @@ from attention_service.attention.job import SMALL_BYTES, SMALL_FLOPS, Fits, Job,
 from attention_service.attention.lanes import never
 from attention_service.attention.planner import Plan, answer_arrays, plan
 from attention_service.attention.selection import Wants
+from attention_service.attention.shapes import Sent
 from attention_service.attention.speed import describe
-from attention_service.attention.values import Doubtful
+from attention_service.attention.values import Doubtful, NonFinite
 from attention_wire.answers import PlanInfo
 from attention_wire.schemas import AttentionRequest, Return
 from attention_wire.tensors import Array
@@ -45,10 +46,12 @@ class AttentionJob(Job):
     Args:
         call: the validated call.
         engine: runs the plan.
+        sent: how its tensors came; as they are in the call if nothing is said.
     """
 
-    def __init__(self, call: AttentionCall, engine: Engine) -> None:
+    def __init__(self, call: AttentionCall, engine: Engine, sent: Sent | None = None) -> None:
         self.call = call
+        self._sent = sent
         self._engine = engine
         self.plan: Plan = self._planned(call)
 
@@ -59,7 +62,7 @@ class AttentionJob(Job):
         Raises:
             ProblemError: the request's tensors do not fit each other.
         """
-        return cls(AttentionCall.from_request(request), engine)
+        return cls(AttentionCall.from_request(request), engine, Sent.of(request))
 
     @property
     @override
@@ -110,7 +113,10 @@ class AttentionJob(Job):
 
     @override
     def run(self, cancelled: Callable[[], bool] = never) -> dict[str, Any]:
-        arrays, how, call = self._results(cancelled)
+        try:
+            arrays, how, call = self._results(cancelled)
+        except NonFinite as problem:
+            raise problem if self._sent is None else problem.in_what_was(self._sent) from None
         answer = self._answer(arrays, call)
         if call.wants.plan:
             answer["plan"] = self._described(how, call).model_dump()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attention_service.attention.shapes import Sizes
-from attention_wire.problems import ProblemError
+from attention_wire.problems import Loc, ProblemError
 from attention_wire.schemas import Range, Return, WeightsSelection
 
 ScoresMode = Literal["raw", "softcap", "masked"]
@@ -47,13 +47,13 @@ class Wants:
         """
         selection = asked.weights if isinstance(asked.weights, WeightsSelection) else None
         chosen = selection or WeightsSelection()
-        heads = _in_range("heads", chosen.heads, sizes.q_num_heads, "query heads")
+        heads = _in_range("heads", chosen.heads, sizes.q_num_heads, "head")
         queries = chosen.queries
         if isinstance(queries, Range):
-            _in_range("queries", [queries.stop - 1], sizes.q_length, "query rows")
+            _in_range("queries", [queries.stop - 1], sizes.q_length, "row")
             rows: range | tuple[int, ...] = range(queries.start, queries.stop)
         else:
-            rows = _in_range("queries", queries, sizes.q_length, "query rows")
+            rows = _in_range("queries", queries, sizes.q_length, "row")
         return cls(
             output=asked.output,
             weights=selection is not None or bool(asked.weights),
@@ -75,8 +75,19 @@ def _in_range(
     if indices is None:
         return range(count)
     if max(indices) >= count:
-        raise ProblemError.of_field(
-            ("return", "weights", name),
-            f"names {max(indices)}, where there are {count} {what}, counted from 0",
-        )
+        raise no_such(("return", "weights", name), what, max(indices), "the query", count)
     return tuple(indices)
+
+
+def no_such(loc: str | Loc, what: str, number: int, owner: str, count: int) -> ProblemError:
+    """The problem of an index that is past the last.
+
+    Args:
+        loc: the field.
+        what: it counts, one of them.
+        number: that was given.
+        owner: what has them.
+        count: how many that has.
+    """
+    there_are = f"{count}, 0 to {count - 1}" if count > 1 else "0 alone" if count else "none"
+    return ProblemError.of_field(loc, f"there is no {what} {number}: {owner} has {there_are}")

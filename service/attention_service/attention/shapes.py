@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
 import numpy as np
 
-from attention_wire.problems import Code, ProblemError
+from attention_wire.problems import Code, FieldProblem, ProblemError
 from attention_wire.schemas import AttentionRequest
 from attention_wire.tensors import Array, dtype_name
 
 # Where a size is 0 the others take no bytes to send, but rows and heads are still gone over.
 MOST_BESIDE_ZERO = 2**22
+_SEQUENCES = ("query", "key", "value", "past_key", "past_value")
+_FLOATS = (*_SEQUENCES, "attn_mask", "sinks", "alibi_slopes")
 
 
 class Sizes(NamedTuple):
@@ -39,6 +41,40 @@ class Sizes(NamedTuple):
         return (self.batch, self.q_num_heads, self.q_length, self.kv_length)
 
 
+class Sent(NamedTuple):
+    """How the tensors of a call were sent, before they were brought to rank 4.
+
+    Attributes:
+        shapes: name → shape.
+        num_heads: name → heads, of those with their heads side by side, ``[B,L,H·D]``.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    num_heads: Mapping[str, int]
+
+    @classmethod
+    def of(cls, request: AttentionRequest) -> Sent:
+        """How a request's were."""
+        tensors = ((name, getattr(request, name)) for name in _FLOATS)
+        shapes = {name: tensor.shape for name, tensor in tensors if tensor is not None}
+        of_keys = request.kv_num_heads or 1
+        return cls(shapes, {"query": request.q_num_heads or 1, "key": of_keys, "value": of_keys})
+
+    def place(self, name: str, place: Sequence[int]) -> tuple[str, Sequence[int]]:
+        """Which tensor an element of a call's was sent in, and where in that it stood."""
+        past = self.shapes.get(f"past_{name}")
+        if past is not None:
+            batch, head, row, column = place
+            if row < past[2]:
+                return f"past_{name}", place
+            place = batch, head, row - past[2], column
+        shape = self.shapes[name]
+        if name in self.num_heads and len(shape) == 3:
+            batch, head, row, column = place
+            return name, (batch, row, head * (shape[2] // self.num_heads[name]) + column)
+        return name, place[len(place) - len(shape) :]
+
+
 def invalid(name: str, message: str) -> ProblemError:
     """The problem of a tensor that does not fit."""
     return ProblemError.of_field(name, message, Code.INVALID_TENSOR)
@@ -52,7 +88,7 @@ def to_rank_4(request: AttentionRequest) -> tuple[Array, Array, Array]:
             field and, where shapes disagree, both shapes.
     """
     rank = _same_rank(request)
-    for name in ("query", "key", "value", "past_key", "past_value"):
+    for name in _SEQUENCES:
         check_empty(name, getattr(request, name))
         _check_dtype(name, getattr(request, name), request.query)
     query, key, value = _split(request, rank)
@@ -153,12 +189,14 @@ def _split(request: AttentionRequest, rank: int) -> tuple[Array, Array, Array]:
     q_num_heads, kv_num_heads = request.q_num_heads, request.kv_num_heads
     if rank == 3:
         if q_num_heads is None or kv_num_heads is None:
-            name = "q_num_heads" if q_num_heads is None else "kv_num_heads"
-            raise ProblemError.of_field(
-                name,
-                f"is needed to split the heads of rank-3 tensors such as "
-                f"{list(request.query.shape)}",
-                Code.MISSING_FIELD,
+            message = (
+                f"is needed to split the heads of rank-3 tensors, [B,L,H·D] = "
+                f"{list(request.query.shape)}; send heads that are split already as rank 4"
+            )
+            counts = {"q_num_heads": q_num_heads, "kv_num_heads": kv_num_heads}
+            missing = [name for name, count in counts.items() if count is None]
+            raise ProblemError.of_fields(
+                [FieldProblem(loc=(name,), msg=message) for name in missing], Code.MISSING_FIELD
             )
         return (
             split_heads("query", request.query, "q_num_heads", q_num_heads),
@@ -192,6 +230,21 @@ def split_heads(name: str, tensor: Array, heads_field: str, num_heads: int) -> A
 
 def _check_sizes(request: AttentionRequest, query: Array, key: Array, value: Array) -> None:
     """That rank-4 query, key and value fit each other."""
+    misfit = _misfit(request, query, key, value)
+    if misfit is None:
+        return
+    name, message = misfit
+    swapped = (tensor.swapaxes(1, 2) for tensor in (query, key, value))
+    if request.query.ndim == 4 and _misfit(request, *swapped) is None:
+        message += "; heads are axis 1, [B,H,L,D]: of tensors that are [B,L,H,D] swap axes 1 and 2"
+    raise invalid(name, message)
+
+
+def _misfit(
+    request: AttentionRequest, query: Array, key: Array, value: Array
+) -> tuple[str, str] | None:
+    """The first of the rank-4 tensors that does not fit, and why."""
+    sent = {name: list(getattr(request, name).shape) for name in ("query", "key", "value")}
     batch, q_num_heads, _, head_size = query.shape
     expected = [
         ("key", key, 0, batch, "query", "one batch size B"),
@@ -202,21 +255,16 @@ def _check_sizes(request: AttentionRequest, query: Array, key: Array, value: Arr
     ]
     for name, tensor, axis, size, other, rule in expected:
         if tensor.shape[axis] != size:
-            raise invalid(
-                name,
-                f"has shape {list(getattr(request, name).shape)}, which does not fit the {other}'s "
-                f"{list(getattr(request, other).shape)}: they have {rule}",
+            return name, (
+                f"has shape {sent[name]}, which does not fit the {other}'s {sent[other]}: they "
+                f"have {rule}"
             )
     if head_size == 0 or q_num_heads == 0 or key.shape[1] == 0:
         name = "query" if head_size == 0 or q_num_heads == 0 else "key"
-        raise invalid(
-            name,
-            f"has shape {list(getattr(request, name).shape)}: it needs at least one head and a "
-            "head size of 1",
-        )
+        return name, f"has shape {sent[name]}: it needs at least one head and a head size of 1"
     if q_num_heads % key.shape[1]:
-        raise invalid(
-            "key",
-            f"has {key.shape[1]} heads (shape {list(request.key.shape)}), which do not divide the "
-            f"query's {q_num_heads} (shape {list(request.query.shape)})",
+        return "key", (
+            f"has {key.shape[1]} heads (shape {sent['key']}), which do not divide the query's "
+            f"{q_num_heads} (shape {sent['query']})"
         )
+    return None

@@ -7,12 +7,44 @@ and then counts as zero: 0·NaN is NaN, so a padding row would poison every outp
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from attention_wire.problems import Code, ProblemError
+from attention_service.attention.shapes import Sent
+from attention_wire.problems import Code, FieldProblem, ProblemError
 from attention_wire.tensors import Array, dtype_name
+
+
+class NonFinite(ProblemError):
+    """A tensor holds NaN or infinity where it may not.
+
+    Args:
+        name: the tensor.
+        place: of the first such element.
+        shape: of the tensor.
+        found: that element.
+        cure: what to do about it.
+    """
+
+    def __init__(
+        self, name: str, place: Sequence[int], shape: Sequence[int], found: float, cure: str
+    ) -> None:
+        where = ",".join(map(str, place))
+        what, past = "NaN", ""
+        if not math.isnan(found):
+            what, past = "infinity", ", or a number past the range of its dtype (lists are float32)"
+        message = f"holds {what} at [{where}] of its shape {list(shape)}{past}; {cure}"
+        super().__init__(
+            Code.NON_FINITE, f"{name}: {message}", [FieldProblem(loc=(name,), msg=message)]
+        )
+        self._name, self._place, self._found, self._cure = name, place, found, cure
+
+    def in_what_was(self, sent: Sent) -> NonFinite:
+        """The same, told of the tensor as it was sent."""
+        name, place = sent.place(self._name, self._place)
+        return NonFinite(name, place, sent.shapes[name], self._found, self._cure)
 
 
 class Doubtful(Exception):
@@ -46,7 +78,7 @@ def finite_magnitude(name: str, tensor: Array) -> float:
     """
     largest = magnitude(tensor)
     if not math.isfinite(largest):
-        raise _non_finite(name, np.isfinite(tensor), "send finite numbers")
+        raise _non_finite(name, tensor, np.isfinite(tensor), "send finite numbers")
     return largest
 
 
@@ -77,7 +109,7 @@ def check_bias(name: str, bias: Array) -> float:
     largest = float(bias.max())  # carries a NaN through
     if not largest < math.inf:
         allowed = np.isfinite(bias) | (bias == -np.inf)
-        raise _non_finite(name, allowed, "a bias is finite, or -Infinity to mask")
+        raise _non_finite(name, bias, allowed, "a bias is finite, or -Infinity to mask")
     return largest
 
 
@@ -101,8 +133,9 @@ def zero_unattended(name: str, tensor: Array, attended: Array, groups: int) -> A
     by_head = np.broadcast_to(attended, (attended.shape[0], kv_num_heads * groups, length))
     seen = by_head.reshape(attended.shape[0], kv_num_heads, groups, length).any(axis=2)
     if (bad & seen).any():
-        attended_and_bad = finite | ~(bad & seen)[..., None]
-        raise _non_finite(name, attended_and_bad, "mask that row for every query, or send numbers")
+        allowed = finite | ~(bad & seen)[..., None]
+        cure = "mask that row for every query, or send numbers"
+        raise _non_finite(name, tensor, allowed, cure)
     return np.where(bad[..., None], tensor.dtype.type(0), tensor)
 
 
@@ -120,11 +153,6 @@ def check_result(name: str, tensor: Array) -> None:
         raise ProblemError.of_field("query", message, Code.OVERFLOW)
 
 
-def _non_finite(name: str, allowed: Array, cure: str) -> ProblemError:
-    place = np.unravel_index(int(np.argmin(allowed)), allowed.shape)
-    where = ",".join(str(int(index)) for index in place)
-    return ProblemError.of_field(
-        name,
-        f"holds NaN or infinity at [{where}] of its shape {list(allowed.shape)}; {cure}",
-        Code.NON_FINITE,
-    )
+def _non_finite(name: str, tensor: Array, allowed: Array, cure: str) -> NonFinite:
+    place = tuple(map(int, np.unravel_index(int(np.argmin(allowed)), allowed.shape)))
+    return NonFinite(name, place, tensor.shape, float(tensor[place]), cure)

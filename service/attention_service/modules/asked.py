@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from attention_service.attention.job import Shapes
+from attention_service.attention.selection import no_such
 from attention_service.modules.analyses.flow import MOST_UNITS
 from attention_service.modules.tokens import Tokens
 from attention_wire.answers import HeadClasses, ModuleInfo, Statistics
@@ -54,16 +55,16 @@ class Asked:
         """
         ablated: dict[int, list[int]] = {}
         for index, (layer, head) in enumerate(request.ablate or ()):
-            counts = {"layers": (layer, info.num_layers), "heads": (head, info.num_heads)}
+            counts = {"layer": (layer, info.num_layers), "head": (head, info.num_heads)}
             for what, (number, count) in counts.items():
                 if number >= count:
-                    raise _too_high(("ablate", index), number, count, what)
+                    raise no_such(("ablate", index), what, number, info.name, count)
             ablated.setdefault(layer, []).append(head)
         found = cls(
             returns=request.return_,
             of_words=request.unit == "word",
-            layers=_select("layers", request.layers, info.num_layers),
-            heads=_select("heads", request.heads, info.num_heads),
+            layers=_select("layer", request.layers, info.name, info.num_layers),
+            heads=_select("head", request.heads, info.name, info.num_heads),
             ablated=ablated,
             info=info,
         )
@@ -158,14 +159,15 @@ class Asked:
         )
         rows = self.rows(units)
         highest = max(rows, default=-1)
-        what = "words" if self.of_words else "tokens"
+        what = "word" if self.of_words else "token"
         if highest >= len(units):
-            raise _too_high(("return", "weights", "queries"), highest, len(units), what)
+            loc = ("return", "weights", "queries")
+            raise no_such(loc, what, highest, "a text", len(units))
         if self.returns.flow and len(units) > MOST_UNITS:
             raise ProblemError.of_field(
                 ("return", "flow"),
-                f"is computed for {MOST_UNITS} {what} at most, and a text has {len(units)}: send a "
-                "shorter one, or ask for rollout",
+                f"is computed for {MOST_UNITS} {what}s at most, and a text has {len(units)}: send "
+                "a shorter one, or ask for rollout",
             )
         return units
 
@@ -222,16 +224,9 @@ class Asked:
         return {"weights.indices": of_row, "weights.values": of_row, "weights.rest": rows}
 
 
-def _select(name: str, indices: list[int] | str, count: int) -> list[int]:
+def _select(what: str, indices: list[int] | str, module: str, count: int) -> list[int]:
     if isinstance(indices, str):
         return list(range(count))
     if max(indices) >= count:
-        raise ProblemError.of_field(
-            name, f"holds {max(indices)}, where the module has {count}, counted from 0"
-        )
+        raise no_such(f"{what}s", what, max(indices), module, count)
     return indices
-
-
-def _too_high(loc: tuple[str | int, ...], number: int, count: int, what: str) -> ProblemError:
-    message = f"names {number}, where there are {count} {what}, counted from 0"
-    return ProblemError.of_field(loc, message)

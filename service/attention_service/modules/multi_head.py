@@ -20,7 +20,7 @@ from attention_service.attention.job import SMALL_BYTES, SMALL_FLOPS, Fits, Job,
 from attention_service.attention.lanes import Cancelled, never
 from attention_service.attention.mask_fields import plain_masking
 from attention_service.attention.masking import Masking
-from attention_service.attention.shapes import Sizes, check_empty
+from attention_service.attention.shapes import Sent, Sizes, check_empty
 from attention_service.modules.manifest import Outputs, Probe
 from attention_wire.answers import ModuleInfo
 from attention_wire.problems import Code, ProblemError
@@ -202,10 +202,14 @@ class MultiHeadJob(Job):
         if math.isfinite(values.magnitude(key)) and math.isfinite(values.magnitude(value)):
             return self._tensors
         of_any_head = np.asarray(self._masking.attended().any(axis=1, keepdims=True))
-        zeroed = {
-            name: values.zero_unattended(name, rows[:, None], of_any_head, groups=1)[:, 0]
-            for name, rows in (("key", key), ("value", value))
-        }
+        try:
+            zeroed = {
+                name: values.zero_unattended(name, rows[:, None], of_any_head, groups=1)[:, 0]
+                for name, rows in (("key", key), ("value", value))
+            }
+        except values.NonFinite as problem:
+            shapes = {"key": key.shape, "value": value.shape}
+            raise problem.in_what_was(Sent(shapes, dict.fromkeys(shapes, 1))) from None
         return {**self._tensors, **zeroed}
 
 

@@ -9,6 +9,7 @@ from attention_service.modules.loading import Module
 from attention_service.modules.multi_head import MultiHeadModule
 from attention_service.modules.text import TextModule
 from attention_wire.answers import ModuleInfo, RefusedModule
+from attention_wire.names import nearest
 from attention_wire.problems import Code, FieldProblem, Loc, ProblemError
 
 
@@ -103,6 +104,8 @@ class Repository:
                 break
         else:
             loaded = ", ".join(self._modules) or "none"
-            why = f"There is no module {name!r:.100}; loaded are: {loaded}."
+            near = nearest(name, self._modules)
+            hint = f" Did you mean {near!r}?" if near else ""
+            why = f"There is no module {name!r:.100}; loaded are: {loaded}.{hint}"
         errors = [FieldProblem(loc=loc, msg=why)] if loc else []
         return ProblemError(Code.UNKNOWN_MODULE, why, errors)
