@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -35,13 +36,33 @@ def of_options(options: Mapping[str, Any]) -> dict[str, Any]:
     fields = {}
     for name, given in options.items():
         if name not in _CONVERTERS:
-            near = difflib.get_close_matches(name, _CONVERTERS, 1)
-            cure = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"attention() has no argument {name!r}{cure}")
+            raise _no_argument("attention", name, _CONVERTERS)
         converted = None if given is None else _CONVERTERS[name](name, given)
         if converted is not None:
             fields[name.rstrip("_")] = converted
     return fields
+
+
+def refuse(call: Callable[..., Any], unknown: Iterable[str]) -> None:
+    """Refuse keyword arguments that a call does not have, as :func:`of_options` does.
+
+    Args:
+        call: what describes the call: its name and its arguments' are those of the method.
+        unknown: the arguments that were given beside those.
+
+    Raises:
+        TypeError: there is one; it says which may have been meant.
+    """
+    for name in unknown:
+        parameters = inspect.signature(call).parameters.values()
+        known = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
+        raise _no_argument(call.__name__, name, known)
+
+
+def _no_argument(method: str, name: str, known: Iterable[str]) -> TypeError:
+    near = difflib.get_close_matches(name, list(known), 1)
+    cure = f"; did you mean {near[0]!r}?" if near else ""
+    return TypeError(f"{method}() has no argument {name!r}{cure}")
 
 
 def of_return(return_: ReturnSpec | TextReturnSpec | None) -> Any:
