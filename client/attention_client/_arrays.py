@@ -6,6 +6,7 @@ Arrays keep their dtype, but for integers, which become float32 where a float is
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy.typing as npt
 from attention_wire.tensors import FLOAT_DTYPES, Array, dtype_name
 
 _FLOAT32 = FLOAT_DTYPES["float32"]
+# From a mask to the line that called the client: the options, the call and the client's method.
+_TO_CALLER = 5
 
 
 def tensor(name: str, value: npt.ArrayLike) -> Array:
@@ -39,6 +42,8 @@ def tensor(name: str, value: npt.ArrayLike) -> Array:
 def mask(name: str, value: npt.ArrayLike) -> Array:
     """A mask: bool (true = may attend), or a float bias that is added to the scores.
 
+    A bias of 0s and 1s alone may be meant, so it goes through, but hardly ever is.
+
     Raises:
         TypeError: it holds neither, or integers, which could mean either.
         ValueError: it is ragged, or a list of 0s and 1s, which could mean either.
@@ -56,7 +61,15 @@ def mask(name: str, value: npt.ArrayLike) -> Array:
             f"{name}: a list of 0s and 1s could mean 'may attend' or 'add to the scores'; write "
             "True and False for a mask, or give a float bias as an array"
         )
-    return tensor(name, value)
+    bias = tensor(name, value)
+    ones = bias == 1
+    if ones.any() and not ones.all() and (ones | (bias == 0)).all():
+        warnings.warn(
+            f"{name}: this array of {dtype_name(bias)} 0s and 1s is added to the scores and masks "
+            "nothing; to mask, give bool (true = may attend), such as mask.astype(bool)",
+            stacklevel=_TO_CALLER,
+        )
+    return bias
 
 
 def integers(name: str, value: npt.ArrayLike) -> Array:
@@ -79,12 +92,22 @@ def integers(name: str, value: npt.ArrayLike) -> Array:
 def _array(name: str, value: npt.ArrayLike) -> tuple[Array, bool]:
     """The value as an array, and whether it had a dtype of its own."""
     try:
-        array = np.asarray(value)
+        array = _from_torch(value) if _is_bfloat16_of_torch(value) else np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         # RuntimeError: what tensors of other libraries raise when they can't be shared.
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{name}: cannot be made into an array: {error}") from error
     return array, _is_typed(value)
+
+
+def _is_bfloat16_of_torch(value: object) -> bool:
+    """Whether it is a tensor that PyTorch shares with nobody, for numpy has no such dtype."""
+    return str(getattr(value, "dtype", None)) == "torch.bfloat16"
+
+
+def _from_torch(value: Any) -> Array:
+    """Its numbers by way of float32, which has each of them."""
+    return np.asarray(value.float()).astype(FLOAT_DTYPES["bfloat16"])
 
 
 def _is_typed(value: object) -> bool:

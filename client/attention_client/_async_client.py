@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Self, TypeVar, Unpack, overload
+from typing import Never, Self, TypeVar, Unpack, overload
 
 import httpx
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from attention_client._calls import Heads, Indices, Texts
 from attention_client._messages import Answer
 from attention_client._protocol import Attempt, Call, Done, Exchange, Outcome
 from attention_client._settings import Settings
-from attention_client._shards import divide
+from attention_client._shards import check_clients, divide
 from attention_client._traces import call_span, shards_span
 from attention_client._transport import arguments, errors_mapped, small_content
 from attention_client.errors import AttentionError
@@ -96,6 +96,7 @@ class AsyncAttentionClient:
         fields = _fields.of_attention(query, key, value, options)
         if shards is None:
             return await self._run(_calls.attention(fields, timeout))
+        check_clients(shards, AsyncAttentionClient)
         sharded = divide(fields, len(shards))
         work = [
             (shard, [_calls.attention(each, timeout) for each in parts])
@@ -123,6 +124,7 @@ class AsyncAttentionClient:
         scale: float | None = None,
         return_: ReturnSpec | None = None,
         timeout: float | None = None,
+        **unknown: Never,
     ) -> AttentionResult:
         """Attention through a learned module; see :meth:`AttentionClient.module_attention`.
 
@@ -145,6 +147,7 @@ class AsyncAttentionClient:
                 scale=scale,
                 return_=return_,
                 timeout=timeout,
+                **unknown,
             )
         )
 
@@ -193,6 +196,7 @@ class AsyncAttentionClient:
         truncate: bool = False,
         return_: TextReturnSpec | None = None,
         timeout: float | None = None,
+        **unknown: Never,
     ) -> TextAttention | list[TextAttention]:
         """What a model attends to in a text; see :meth:`AttentionClient.text_attention`.
 
@@ -215,6 +219,7 @@ class AsyncAttentionClient:
                 truncate=truncate,
                 return_=return_,
                 timeout=timeout,
+                **unknown,
             )
         )
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import BaseModel
 
 from attention_client._arrays import plain, tensor
-from attention_client._fields import of_options, of_return
+from attention_client._fields import of_options, of_return, refuse
 from attention_client._messages import Answer, Request, parse_server_timing
 from attention_client._protocol import Call
 from attention_client._settings import check_timeout
@@ -40,6 +40,7 @@ from attention_wire.answers import (
     TextAnswer,
 )
 from attention_wire.problems import ProblemError
+from attention_wire.schemas import ModuleRequest, TextRequest
 from attention_wire.validation import validate
 
 Texts: TypeAlias = list[str] | tuple[str, ...]
@@ -68,8 +69,10 @@ def module_attention(
     scale: float | None,
     return_: ReturnSpec | None,
     timeout: float | None,
+    **unknown: object,
 ) -> Call[AttentionResult]:
     """``POST /v1/modules/{name}/attention``."""
+    refuse("module_attention", unknown, ModuleRequest)
     fields = {
         "query": tensor("query", query),
         "key": None if key is None else tensor("key", key),
@@ -100,8 +103,10 @@ def text_attention(
     timeout: float | None,
     unit: Unit = "token",
     ablate: Heads | None = None,
+    **unknown: object,
 ) -> Call[TextAttention | list[TextAttention]]:
     """``POST /v1/text/attention``: one result for a string, a list of them for a list."""
+    refuse("text_attention", unknown, TextRequest)
     fields = {
         "text": plain(text),
         "text_pair": plain(text_pair),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from types import TracebackType
-from typing import Self, TypeVar, Unpack, overload
+from typing import Never, Self, TypeVar, Unpack, overload
 
 import httpx
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from attention_client._calls import Heads, Indices, Texts
 from attention_client._messages import Answer, Received
 from attention_client._protocol import Attempt, Call, Done, Exchange, Outcome
 from attention_client._settings import Settings
-from attention_client._shards import divide
+from attention_client._shards import check_clients, divide
 from attention_client._traces import call_span, shards_span
 from attention_client._transport import arguments, errors_mapped, small_content
 from attention_client._wide import wide_client
@@ -93,10 +93,10 @@ class AttentionClient:
             key: [B, Hkv, S, D], [B, S, Hkv·D] or [S, D]. Query head h reads key head
                 h // (Hq / Hkv).
             value: [B, Hkv, S, Dv], [B, S, Hkv·Dv] or [S, Dv].
-            shards: services to divide the keys and values among, in contiguous parts. They are
-                called at the same time, and their results merged into the exact one: this
-                client does nothing itself, unless it is one of them. Only ``output`` and
-                ``lse`` can be merged, and are the default.
+            shards: clients of the services to divide the keys and values among, in contiguous
+                parts. They are called at the same time, and their results merged into the
+                exact one: this client does nothing itself, unless it is one of them. Only
+                ``output``, ``lse`` and ``entropy`` are merged; the first two are the default.
             timeout: seconds for this call, in place of the client's, or of each shard's.
             options: the keyword arguments that :class:`attention_client.AttentionOptions`
                 describes, all optional: ``attn_mask``, ``is_causal``, ``scale``, ``softcap``,
@@ -111,7 +111,7 @@ class AttentionClient:
 
         Raises:
             TypeError, ValueError: an argument is no tensor that could be sent, or cannot be
-                divided among shards.
+                divided among shards, or a shard is no client.
             InvalidRequestError: shapes or dtypes do not fit; it names the fields.
             AttentionError: whatever else goes wrong; see ``attention_client.errors``.
 
@@ -140,6 +140,7 @@ class AttentionClient:
         fields = _fields.of_attention(query, key, value, options)
         if shards is None:
             return self._run(_calls.attention(fields, timeout))
+        check_clients(shards, AttentionClient)
         sharded = divide(fields, len(shards))
         work = [
             (shard, [_calls.attention(each, timeout) for each in parts])
@@ -164,6 +165,7 @@ class AttentionClient:
         scale: float | None = None,
         return_: ReturnSpec | None = None,
         timeout: float | None = None,
+        **unknown: Never,
     ) -> AttentionResult:
         """Attention through a learned multi-head module of the service.
 
@@ -177,6 +179,7 @@ class AttentionClient:
             scale: factor on the scores; 1/√D by default.
             return_: what to compute, as in :meth:`attention`.
             timeout: seconds for this call, in place of the client's.
+            unknown: none; a name that is misspelt is refused with the one that was meant.
 
         Returns:
             ``output`` [B, L, E], ``weights`` [B, H, L, S], both in the query's dtype.
@@ -207,6 +210,7 @@ class AttentionClient:
                 scale=scale,
                 return_=return_,
                 timeout=timeout,
+                **unknown,
             )
         )
 
@@ -255,6 +259,7 @@ class AttentionClient:
         truncate: bool = False,
         return_: TextReturnSpec | None = None,
         timeout: float | None = None,
+        **unknown: Never,
     ) -> TextAttention | list[TextAttention]:
         """What a trained text model attends to in a text.
 
@@ -274,6 +279,7 @@ class AttentionClient:
                 ``entropy``, ``statistics``, ``classes``, ``rollout``, ``flow``, ``blocks``
                 and ``inputs``; see :class:`attention_client.TextReturn`.
             timeout: seconds for this call, in place of the client's.
+            unknown: none; a name that is misspelt is refused with the one that was meant.
 
         Returns:
             One result for a string, a list of them for a list: tokens, by default ``output``
@@ -318,6 +324,7 @@ class AttentionClient:
                 truncate=truncate,
                 return_=return_,
                 timeout=timeout,
+                **unknown,
             )
         )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy.typing as npt
+from pydantic import BaseModel
 
 from attention_client._arrays import integers, mask, plain, tensor
 from attention_client.options import AttentionOptions, ReturnSpec, TextReturnSpec
@@ -35,12 +36,31 @@ def of_options(options: Mapping[str, Any]) -> dict[str, Any]:
     fields = {}
     for name, given in options.items():
         if name not in _CONVERTERS:
-            cure = meant(AttentionRequest, name)
-            raise TypeError(f"attention() has no argument {name!r}{f'; {cure}' if cure else ''}")
+            raise _no_argument("attention", name, AttentionRequest)
         converted = None if given is None else _CONVERTERS[name](name, given)
         if converted is not None:
             fields[name.rstrip("_")] = converted
     return fields
+
+
+def refuse(method: str, unknown: Iterable[str], model: type[BaseModel]) -> None:
+    """Refuse keyword arguments that a method does not have, as :func:`of_options` does.
+
+    Args:
+        method: its name.
+        unknown: the arguments that were given beside its own.
+        model: the request that it makes.
+
+    Raises:
+        TypeError: there is one; it says which may have been meant.
+    """
+    for name in unknown:
+        raise _no_argument(method, name, model)
+
+
+def _no_argument(method: str, name: str, model: type[BaseModel]) -> TypeError:
+    cure = meant(model, name)
+    return TypeError(f"{method}() has no argument {name!r}{f'; {cure}' if cure else ''}")
 
 
 def of_return(return_: ReturnSpec | TextReturnSpec | None) -> Any:

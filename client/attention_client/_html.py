@@ -85,25 +85,33 @@ class Panel:
 
 
 def fragment(
-    summary: str, choices: Iterable[Callable[[], Sequence[Panel]]] = (), details: str = ""
+    summary: str,
+    choices: Iterable[tuple[str, Callable[[], Sequence[Panel]]]] = (),
+    details: str = "",
 ) -> str:
     """A result as HTML.
 
     Args:
         summary: the result in one line, as plain text.
-        choices: makers of panels to choose among, the most detailed first; those are taken
-            that are the first to fit into ``MOST_BYTES``, or the last.
+        choices: makers of panels to choose among, the most detailed first, each after a line
+            of plain text to say with them; those are taken that are the first to fit into
+            ``MOST_BYTES``, or the last.
         details: HTML for the end.
     """
-    panels: Sequence[Panel] = ()
-    for make in choices:
+    shown = ""
+    for note, make in choices:
         panels = make()
+        shown = _paragraph(note) + _chosen_by_buttons(panels)
         if sum(panel.size for panel in panels) <= MOST_BYTES:
             break
     return (
         f'<div class="attention-view"><style>{_STYLE}</style>'
-        f"<code>{_escaped(summary)}</code>{_chosen_by_buttons(panels)}{details}</div>"
+        f"<code>{_escaped(summary)}</code>{shown}{details}</div>"
     )
+
+
+def _paragraph(line: str) -> str:
+    return f"<p>{_escaped(line)}</p>" if line else ""
 
 
 def lines(summary: str, told: Iterable[str]) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from attention_client.merging import combined, merge, merge_lse
+from attention_client.merging import combined, merge, merge_entropy, merge_lse
 from attention_client.results import AttentionResult
 from attention_wire.tensors import Array, dtype_name
 
-_UNMERGED = ("weights", "scores", "entropy", "plan")
+_UNMERGED = ("weights", "scores", "plan")
 _PAST = ("past_key", "past_value")
 _BATCHED = {
     "query", "key", "value", "nonpad_kv_seqlen", "query_document_ids", "key_document_ids",
@@ -33,13 +33,15 @@ class Sharded:
         groups: the batch elements of each group; None for all of them. There is one group,
             unless the elements' queries stand at different positions: a call has one
             ``query_offset``.
-        wants_output: whether results have an output, or an lse only.
+        asked: the `return` of each call.
+        sinks: those of the call, which go to the first service.
         present: present_key and present_value, where they were asked for.
     """
 
     fields: list[list[dict[str, Any]]]
     groups: list[Array | None]
-    wants_output: bool
+    asked: Mapping[str, bool]
+    sinks: Array | None
     present: Mapping[str, Array]
 
     def merged(self, results: Sequence[Sequence[AttentionResult]]) -> AttentionResult:
@@ -48,8 +50,7 @@ class Sharded:
         Args:
             results: for each service, those of its calls, in the order of ``fields``.
         """
-        merger = merge if self.wants_output else merge_lse
-        by_group = [merger(parts) for parts in zip(*results, strict=True)]
+        by_group = [self._of_group(parts) for parts in zip(*results, strict=True)]
         result = by_group[0]
         if len(by_group) > 1:
             names = result.arrays
@@ -57,11 +58,34 @@ class Sharded:
             result = combined(by_group, arrays)
         return dataclasses.replace(result, arrays={**result.arrays, **self.present})
 
+    def _of_group(self, parts: Sequence[AttentionResult]) -> AttentionResult:
+        result = merge(parts) if self.asked["output"] else merge_lse(parts)
+        if not self.asked["entropy"]:
+            return result
+        return combined(parts, {**result.arrays, "entropy": merge_entropy(parts, self.sinks)})
+
     def _placed(self, arrays: Sequence[Array]) -> Array:
         """The groups' batch elements, each at its place."""
         order = np.concatenate([group for group in self.groups if group is not None])
         joined: Array = np.concatenate(arrays)[np.argsort(order)]
         return joined
+
+
+def check_clients(shards: Sequence[object], kind: type) -> None:
+    """Check that a call is divided among clients, which know how to speak to their services.
+
+    Raises:
+        TypeError: one of the shards is something else, such as an address.
+    """
+    for shard in shards:
+        if not isinstance(shard, kind):
+            name = kind.__name__
+            cure = (
+                f"{name}({shard!r})" if isinstance(shard, str) else f"give each as {name}(address)"
+            )
+            raise TypeError(
+                f"shards: takes clients of services, not {type(shard).__name__}; {cure}"
+            )
 
 
 def divide(fields: Mapping[str, Any], services: int) -> Sharded:
@@ -74,14 +98,14 @@ def divide(fields: Mapping[str, Any], services: int) -> Sharded:
         services: how many there are.
 
     Raises:
-        ValueError: there is no service; results of another kind than output and lse are asked
-            for; or tensors do not fit each other, so that they cannot be divided.
+        ValueError: there is no service; results are asked for that are not merged; or tensors
+            do not fit each other, so that they cannot be divided.
     """
     if services < 1:
         raise ValueError("shards: give at least one client")
-    wants_output = _wants_output(fields.get("return"))
+    asked = _return_of_parts(fields.get("return"))
     whole, present = _with_past_joined(fields)
-    whole["return"] = {"output": wants_output, "weights": False, "lse": True}
+    whole["return"] = asked
     _check_lengths(whole)
     groups = _groups(whole)
     bounds = _bounds(whole["key"].shape[-2], services)
@@ -91,25 +115,31 @@ def divide(fields: Mapping[str, Any], services: int) -> Sharded:
             for part in bounds
         ],
         groups=[batch for batch, _ in groups],
-        wants_output=wants_output,
+        asked=asked,
+        sinks=whole.get("sinks"),
         present=present,
     )
 
 
-def _wants_output(return_: Any) -> bool:
-    """Whether the output is asked for, once nothing is that cannot be merged."""
+def _return_of_parts(return_: Any) -> dict[str, bool]:
+    """What to ask each service for, once nothing is asked for that is not merged."""
     asked = {} if return_ is None else return_
     if not isinstance(asked, Mapping):
         raise ValueError(f"return_ must be a mapping or a Return; got {asked!r}")
     for name in asked:
-        if name not in {"output", "lse", "present", *_UNMERGED}:
+        if name not in {"output", "lse", "entropy", "present", *_UNMERGED}:
             raise ValueError(f"return_: there is no {name!r}")
         if name in _UNMERGED and asked[name]:
             raise ValueError(
-                f"return_: {name} cannot be merged from shards, only output and lse can; leave it "
-                "out, or call one service without shards"
+                f"return_: {name} of shards is not merged, only output, lse and entropy are; "
+                "leave it out, or call one service without shards"
             )
-    return bool(asked.get("output", True))
+    return {
+        "output": bool(asked.get("output", True)),
+        "weights": False,
+        "lse": True,
+        "entropy": bool(asked.get("entropy", False)),
+    }
 
 
 # --- The whole call --------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from attention_client import _html
+from attention_client import _heads, _html
 from attention_client._html import Panel
 from attention_wire.answers import PlanInfo
 from attention_wire.tensors import Array
@@ -23,9 +23,9 @@ Choice: TypeAlias = tuple[int | None, int | None]
 
 def text_html(result: TextAttention) -> str:
     """A text's result: its weights, or else their largest, a rollout or a flow."""
-    labels = result.labels
+    labels = result._shown_labels()
     words = ~np.asarray(result._special(), bool)
-    row_labels = [labels[row] for row in result._rows()]
+    row_labels = result._row_labels()
 
     def head(choice: Choice) -> Panel:
         weights = result._selected(*choice).mean((0, 1), dtype=np.float64)
@@ -51,7 +51,10 @@ def text_html(result: TextAttention) -> str:
         array = result.arrays.get(name)
         if array is not None and array.size:
             outer, inner = array.shape[0], array.shape[1] if name.startswith("weights") else 1
-            return _shown(repr(result), make, outer, inner, with_mean=name == "weights")
+            is_whole = name == "weights"
+            cure = "plot(layer=…, head=…) draws any, and " if is_whole else ""
+            cure += "of a call for fewer layers and heads each can be chosen here"
+            return _shown(repr(result), make, outer, inner, cure, with_mean=is_whole)
     return _html.fragment(repr(result))
 
 
@@ -67,7 +70,8 @@ def attention_html(result: AttentionResult, plan: PlanInfo | None) -> str:
             rows, keys = ([str(number) for number in range(size)] for size in matrix.shape)
             return _html.matrix(caption, matrix, rows, keys, np.ones(len(keys), bool))
 
-        return _shown(repr(result), head, outer, inner, details=details)
+        cure = "plot(head=…, batch=…) draws any, and of a call for fewer each can be chosen here"
+        return _shown(repr(result), head, outer, inner, cure, details=details)
     if "weights.indices" in result.arrays:
         return top_k_html(result.top_k, repr(result), details)
     return _html.fragment(repr(result), details=details)
@@ -86,7 +90,8 @@ def top_k_html(top: TopK, summary: str, details: str = "") -> str:
         caption = "weights" if is_one else f"[{choice[0] or 0}, {choice[1] or 0}] of the weights"
         return _html.largest(caption, *parts, rows, None)
 
-    return _shown(summary, head, outer, inner, with_mean=False, details=details)
+    cure = "of a call for fewer each can be chosen here"
+    return _shown(summary, head, outer, inner, cure, with_mean=False, details=details)
 
 
 def attention_head(weights: Array, batch: int | None, head: int | None) -> tuple[Array, str]:
@@ -104,21 +109,12 @@ def attention_head(weights: Array, batch: int | None, head: int | None) -> tuple
         IndexError: there are not so many.
     """
     array = weights if weights.ndim == 4 else weights[None, None]
-    chosen: list[slice] = []
-    names: list[str] = []
-    named = (("batch element", batch), ("head", head))
-    for (name, index), count in zip(named, array.shape[:2], strict=True):
-        if index is None:
-            chosen.append(slice(None))
-            names.append(f"mean of {count} {name}s" if count > 1 else f"{name} 0")
-        elif -count <= index < count:
-            chosen.append(slice(index % count, index % count + 1))
-            names.append(f"{name} {index % count}")
-        else:
-            raise IndexError(f"{name} {index}: {count} were returned, 0 to {count - 1}")
-    caption = ", ".join(names) if weights.ndim == 4 else "weights"
-    matrix: Array = array[tuple(chosen)].mean((0, 1), dtype=np.float64)
-    return matrix, caption
+    axes = ("batch element", batch, array.shape[0]), ("head", head, array.shape[1])
+    places = tuple(_heads.place(*axis) for axis in axes)
+    matrix: Array = array[places].mean((0, 1), dtype=np.float64)
+    if weights.ndim == 2:
+        return matrix, "weights"
+    return matrix, ", ".join(_heads.named(name, index, range(n)) for name, index, n in axes)
 
 
 # --- Which heads -----------------------------------------------------------------------
@@ -129,17 +125,21 @@ def _shown(
     make: Callable[[Choice], Panel],
     outer: int,
     inner: int,
+    cure: str,
     *,
     with_mean: bool = True,
     details: str = "",
 ) -> str:
-    """As many heads as there is room for."""
+    """As many heads as there is room for; where that is not all, a line says how to see them."""
 
     def panels(choices: Sequence[Choice]) -> list[Panel]:
         return [make(choice) for choice in choices]
 
+    count = outer * inner
+    note = f"to keep notebooks small, not each of {count} is shown; {cure}"
     groups = _groups(outer, inner, with_mean=with_mean)
-    return _html.fragment(summary, [partial(panels, group) for group in groups], details)
+    choices = [("" if len(group) >= count else note, partial(panels, group)) for group in groups]
+    return _html.fragment(summary, choices, details)
 
 
 def _groups(outer: int, inner: int, *, with_mean: bool) -> list[list[Choice]]:

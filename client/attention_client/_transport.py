@@ -80,4 +80,6 @@ def meaning(error: Exception, settings: Settings, attempt: Attempt) -> Attention
     if kind is DeadlineExceededError:
         return attempt.too_late()
     reason = str(error) or type(error).__name__
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        reason += "; is the service running, and is this its address?"
     return kind(f"{attempt.request.method} {settings.base_url}{attempt.request.path}: {reason}")

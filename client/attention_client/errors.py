@@ -103,8 +103,10 @@ class ApiError(AttentionError):
 
     def __str__(self) -> str:
         lines = [f"{self.status} {self.code}: {self.detail}"]
-        fields = (f"{dotted(problem.loc)}: {problem.msg}" for problem in self.errors)
-        lines += [f"  {field}" for field in fields if field != self.detail]
+        for problem in self.errors:
+            field = f"{dotted(problem.loc)}: {problem.msg}"
+            if self.detail not in {field, problem.msg}:  # which told it already
+                lines.append(f"  {field}")
         if self.request_id:
             lines.append(f"  (request {self.request_id})")
         return "\n".join(lines)

@@ -1,35 +1,53 @@
 """Exact merging: attention over disjoint parts of the keys, put together.
 
 With the log-sum-exp lse_i of each part's scores, lse = ln Σ exp(lse_i) is that of all keys,
-and Σ exp(lse_i − lse)·output_i is their output.
+and Σ exp(lse_i − lse)·output_i is their output. The same factors scale weights, and so give
+the entropy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias, overload
 
 import numpy as np
+import numpy.typing as npt
 
+from attention_client._arrays import tensor
 from attention_client.errors import NotReturnedError
 from attention_client.results import AttentionResult
 from attention_wire.tensors import Array, dtype_name
 
+Pair: TypeAlias = tuple[npt.ArrayLike, npt.ArrayLike]
 
-def merge(results: Iterable[AttentionResult]) -> AttentionResult:
+
+@overload
+def merge(results: Iterable[AttentionResult]) -> AttentionResult: ...
+
+
+@overload
+def merge(results: Iterable[Pair]) -> tuple[Array, Array]: ...
+
+
+def merge(
+    results: Iterable[AttentionResult] | Iterable[Pair],
+) -> AttentionResult | tuple[Array, Array]:
     """The result for all keys, of results for the same queries over disjoint parts of them.
 
     Each part's call has its own keys, values, masks and documents, the ``key_offset`` of its
     first key, and the ``query_offset`` of the whole. Sinks go to one part only.
 
     Args:
-        results: each with ``output`` and ``lse``, all of one shape and dtype.
+        results: each with ``output`` and ``lse``, all of one shape and dtype; or pairs
+            (output, lse) of arrays, such as another kernel gives.
 
     Returns:
         ``output`` and ``lse`` in the dtypes of the parts, computed in float64. A row that is
         masked in every part has output 0 and lse −∞. ``request_id`` joins those of the parts;
-        ``server_timing`` has the longest of each phase.
+        ``server_timing`` has the longest of each phase. Of pairs, the pair of them.
 
     Raises:
+        TypeError: a part is neither.
         NotReturnedError: a result lacks ``output`` or ``lse``.
         ValueError: there is no result; shapes or dtypes disagree; or an lse is NaN or +∞.
 
@@ -48,21 +66,48 @@ def merge(results: Iterable[AttentionResult]) -> AttentionResult:
         >>> whole = client.attention(query, key, value, return_=asked)
         >>> np.allclose(merge(parts).output, whole.output, atol=1e-6)
         True
+        >>> output, lse = merge((part.output, part.lse) for part in parts)
     """
-    parts = list(results)
+    parts: list[AttentionResult | Pair] = list(results)
     if not parts:
         raise ValueError("merge needs at least one result")
     outputs = _arrays(parts, "output")
     lses = _arrays(parts, "lse")
     _check_fit(outputs[0], lses[0])
     lse, shares = _lse_and_shares(lses)
-    return combined(parts, {"output": _weighted_sum(outputs, shares), "lse": lse})
+    output = _weighted_sum(outputs, shares)
+    told = [part for part in parts if isinstance(part, AttentionResult)]
+    return combined(told, {"output": output, "lse": lse}) if told else (output, lse)
 
 
 def merge_lse(results: Sequence[AttentionResult]) -> AttentionResult:
     """As :func:`merge`, of results without an output."""
     lse, _ = _lse_and_shares(_arrays(results, "lse"))
     return combined(results, {"lse": lse})
+
+
+def merge_entropy(results: Sequence[AttentionResult], sinks: Array | None) -> Array:
+    """The entropy of all keys, of results with ``entropy`` and ``lse``.
+
+    With c_i = exp(lse_i − lse) it is Σ c_i·(entropy_i − W_i·ln c_i), where W_i is the sum of the
+    part's weights: 1, less what a sink takes.
+
+    Args:
+        results: those of the parts.
+        sinks: [Hq], which the first part had; None for none.
+    """
+    lses = _arrays(results, "lse")
+    _, shares = _lse_and_shares(lses)
+    total: Array = np.zeros(lses[0].shape, np.float64)
+    entropies = _arrays(results, "entropy")
+    for part, (entropy, lse, share) in enumerate(zip(entropies, lses, shares, strict=True)):
+        seen = share > 0
+        kept = seen.astype(np.float64)
+        if sinks is not None and part == 0:
+            sink = sinks.astype(np.float64)[:, None] - np.where(seen, lse, np.inf)
+            kept = -np.expm1(sink.reshape(lse.shape))
+        total += share * (entropy - kept * np.log(share, out=np.zeros_like(share), where=seen))
+    return total.astype(lses[0].dtype)
 
 
 def combined(results: Sequence[AttentionResult], arrays: Mapping[str, Array]) -> AttentionResult:
@@ -82,15 +127,11 @@ def combined(results: Sequence[AttentionResult], arrays: Mapping[str, Array]) ->
     )
 
 
-def _arrays(results: Sequence[AttentionResult], name: str) -> list[Array]:
+def _arrays(results: Sequence[AttentionResult | Pair], name: str) -> list[Array]:
     """One array of each result; all have one shape and dtype."""
     arrays: list[Array] = []
     for index, result in enumerate(results):
-        try:
-            array: Array = getattr(result, name)
-        except NotReturnedError as error:
-            error.add_note(f"(results[{index}]: only results with output and lse can be merged)")
-            raise
+        array = _array(result, index, name)
         first = arrays[0] if arrays else array
         if (array.shape, array.dtype) != (first.shape, first.dtype):
             raise ValueError(
@@ -99,6 +140,22 @@ def _arrays(results: Sequence[AttentionResult], name: str) -> list[Array]:
             )
         arrays.append(array)
     return arrays
+
+
+def _array(result: AttentionResult | Pair, index: int, name: str) -> Array:
+    if isinstance(result, AttentionResult):
+        try:
+            array: Array = getattr(result, name)
+        except NotReturnedError as error:
+            error.add_note(f"(results[{index}]: only results with output and lse can be merged)")
+            raise
+        return array
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise TypeError(
+            f"results[{index}]: takes results of attention, or pairs (output, lse) of arrays, "
+            f"not {type(result).__name__}"
+        )
+    return tensor(f"results[{index}].{name}", result[("output", "lse").index(name)])
 
 
 def _check_fit(output: Array, lse: Array) -> None:

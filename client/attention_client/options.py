@@ -20,6 +20,36 @@ class AttentionOptions(TypedDict, total=False):
     of query and key, P that of the past, T = P + S, D the head size. A tensor is anything that
     numpy makes an array of. Formulas are in the project's ``docs/attention.md``.
 
+    Attributes:
+        attn_mask: bool (true = may attend) or any float dtype (added to the scores), broadcast from
+            the right to [B, Hq, L, T]. Where its last dimension is shorter than T, the rest is
+            masked.
+        is_causal: a query sees the keys at its own position and before it.
+        scale: factor on the scores; 1/√D by default.
+        softcap: c > 0 bounds the scores before any mask: c·tanh(score / c). 0, the default, does
+            not.
+        left_window_size: keys before a query's position that it sees; −1, the default, for all.
+        right_window_size: keys after a query's position that it sees; −1, the default, for all.
+        q_num_heads: Hq, for tensors of rank 3 only.
+        kv_num_heads: Hkv, for tensors of rank 3 only.
+        nonpad_kv_seqlen: [B] integers: how many keys of each batch element are no padding. Not with
+            a past.
+        softmax_precision: least precision of the softmax: the name of a float dtype, or ONNX's
+            number of it (1, 10, 11, 16). It is computed in float32 or better anyway.
+        past_key: [B, Hkv, P, D], the keys before ``key``. Goes with ``past_value``.
+        past_value: [B, Hkv, P, Dv], the values before ``value``.
+        sinks: [Hq] floats: one logit a head that only takes its part of the softmax's denominator.
+        alibi_slopes: [Hq] floats: adds −slope·|query position − key position| to the scores.
+        query_document_ids: [B, L] integers: a query sees the keys of its own document only. Goes
+            with ``key_document_ids``.
+        key_document_ids: [B, T] integers.
+        query_offset: position of the first query. By default P, with ``nonpad_kv_seqlen`` that
+            minus L, else 0. Positions count for causal masks, windows and ALiBi.
+        key_offset: position of the first key; 0 by default.
+        return_: what to compute, such as ``{"weights": False, "lse": True}``; what is not asked for
+            costs nothing. By default the output and all weights; see
+            :class:`attention_client.Return`.
+
     Example:
         >>> from attention_client import AttentionOptions
         >>> options: AttentionOptions = {"is_causal": True, "left_window_size": 1}
@@ -30,63 +60,21 @@ class AttentionOptions(TypedDict, total=False):
     """
 
     attn_mask: npt.ArrayLike | None
-    """bool (true = may attend) or any float dtype (added to the scores), broadcast from the
-    right to [B, Hq, L, T]. Where its last dimension is shorter than T, the rest is masked."""
-
     is_causal: bool | None
-    """A query sees the keys at its own position and before it."""
-
     scale: float | None
-    """Factor on the scores; 1/√D by default."""
-
     softcap: float | None
-    """c > 0 bounds the scores before any mask: c·tanh(score / c). 0, the default, does not."""
-
     left_window_size: int | None
-    """Keys before a query's position that it sees; −1, the default, for all."""
-
     right_window_size: int | None
-    """Keys after a query's position that it sees; −1, the default, for all."""
-
     q_num_heads: int | None
-    """Hq, for tensors of rank 3 only."""
-
     kv_num_heads: int | None
-    """Hkv, for tensors of rank 3 only."""
-
     nonpad_kv_seqlen: npt.ArrayLike | None
-    """[B] integers: how many keys of each batch element are no padding. Not with a past."""
-
     softmax_precision: SoftmaxPrecision | None
-    """Least precision of the softmax: the name of a float dtype, or ONNX's number of it (1, 10,
-    11, 16). It is computed in float32 or better anyway."""
-
     past_key: npt.ArrayLike | None
-    """[B, Hkv, P, D], the keys before ``key``. Goes with ``past_value``."""
-
     past_value: npt.ArrayLike | None
-    """[B, Hkv, P, Dv], the values before ``value``."""
-
     sinks: npt.ArrayLike | None
-    """[Hq] floats: one logit a head that only takes its part of the softmax's denominator."""
-
     alibi_slopes: npt.ArrayLike | None
-    """[Hq] floats: adds −slope·|query position − key position| to the scores."""
-
     query_document_ids: npt.ArrayLike | None
-    """[B, L] integers: a query sees the keys of its own document only. Goes with
-    ``key_document_ids``."""
-
     key_document_ids: npt.ArrayLike | None
-    """[B, T] integers."""
-
     query_offset: int | None
-    """Position of the first query. By default P, with ``nonpad_kv_seqlen`` that minus L, else
-    0. Positions count for causal masks, windows and ALiBi."""
-
     key_offset: int | None
-    """Position of the first key; 0 by default."""
-
     return_: ReturnSpec | None
-    """What to compute, such as ``{"weights": False, "lse": True}``; what is not asked for costs
-    nothing. By default the output and all weights; see :class:`attention_client.Return`."""

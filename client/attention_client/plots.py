@@ -17,6 +17,16 @@ if TYPE_CHECKING:
 MOST_LABELLED = 64
 """Rows and columns that get a label each; past that matplotlib numbers some of them."""
 
+# Fonts of many operating systems for what matplotlib's own lack: Chinese, Japanese and Korean,
+# and signs such as emoji.
+FALLBACK_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Noto Sans KR",
+    "Source Han Sans", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback",
+    "IPAexGothic", "NanumGothic", "Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo",
+    "Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS", "Noto Emoji",
+    "Segoe UI Emoji", "Symbola",
+)  # fmt: skip
+
 _LABEL = 24
 _INCHES = 0.22
 _LEAST_INCHES, _MOST_INCHES = 2.5, 10.0
@@ -69,14 +79,23 @@ def heat_map(
     axes.set_xlabel("key")
     axes.set_ylabel("query")
     if max(len(rows), len(keys)) <= MOST_LABELLED:
-        axes.set_xticks(range(len(keys)), list(map(_label, keys)), rotation=90, parse_math=False)
-        axes.set_yticks(range(len(rows)), list(map(_label, rows)), parse_math=False)
+        labels: dict[str, Any] = {"parse_math": False, "fontfamily": _families()}
+        axes.set_xticks(range(len(keys)), list(map(_label, keys)), rotation=90, **labels)
+        axes.set_yticks(range(len(rows)), list(map(_label, rows)), **labels)
     return axes
 
 
 def _label(label: str) -> str:
     shown = printable(label)
     return shown if len(shown) <= _LABEL else shown[: _LABEL - 1] + "…"
+
+
+def _families() -> list[str]:
+    """The font that is set up, and behind it those of this machine that have more characters."""
+    matplotlib = importlib.import_module("matplotlib")
+    installed = importlib.import_module("matplotlib.font_manager").fontManager.get_font_names()
+    families: list[str] = matplotlib.rcParams["font.family"]
+    return [*families, *(name for name in FALLBACK_FONTS if name in installed)]
 
 
 def _pyplot() -> Any:

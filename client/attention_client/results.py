@@ -44,7 +44,8 @@ class TopK:
 class Returned:
     """What every compute call gives back.
 
-    Arrays are read-only views of the answer; ``array.copy()`` can be written to.
+    Arrays are read-only views of the answer: ``array.copy()`` can be written to, and
+    ``torch.tensor(array)`` takes a copy, where ``torch.from_numpy`` would warn.
 
     Attributes:
         arrays: name → array, of what was asked for.
@@ -129,7 +130,9 @@ class AttentionResult(Returned):
 
     ``output`` has the query's rank and dtype; ``weights`` is [B, Hq, L, T], or [L, T] for a
     query of rank 2, or the part of it that was asked for. Each row sums to 1, less what a sink
-    takes, or to 0 where everything was masked.
+    takes, or to 0 where everything was masked. Arrays are read-only views of the answer:
+    ``array.copy()`` can be written to, and ``torch.tensor(array)`` takes a copy, where
+    ``torch.from_numpy`` would warn.
 
     Example:
         >>> result = client.attention([[1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]], [[1.0], [2.0]])

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from attention_client import _shown, plots
+from attention_client import _heads, _shown, plots
 from attention_client._views import bertviz, data_array
 from attention_client.errors import NotReturnedError
 from attention_client.maps import attention_map
 from attention_client.text_parts import TextParts
 from attention_wire.answers import Words
 from attention_wire.tensors import Array
-from attention_wire.units import Units
+from attention_wire.units import Units, as_written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,13 +26,14 @@ class TextAttention(TextParts):
 
     L counts tokens, U units: tokens too, or words where the call asked for them. ``output`` is
     the last hidden state, [L, E]; ``weights`` is [layers, heads, U, U], of the layers and heads
-    that were asked for, in the order asked, or the part of it that was asked for. Printing it
-    draws a map.
+    that were asked for, in the order asked, or the part of it that was asked for. ``labels``
+    names its rows and columns: ``tokens`` does so only where these are tokens. Printing a result
+    draws a map. Arrays are read-only: ``torch.tensor(array)`` takes a copy.
 
     Attributes:
         text: the text that was sent.
         text_pair: the second text of a pair, if one was sent.
-        tokens: L tokens as the model's vocabulary writes them.
+        tokens: L tokens as the model's vocabulary writes them, of words too.
         token_ids: their numbers in the vocabulary.
         offsets: the span of each token in its text, in characters.
         word_ids: the word that each token belongs to; None for special tokens.
@@ -72,7 +73,11 @@ class TextAttention(TextParts):
 
     @property
     def labels(self) -> list[str]:
-        """What the U columns of the weights are: the tokens, or the words."""
+        """The names of the axes: what the U columns of the weights are, tokens or words.
+
+        :meth:`map`, :meth:`plot` and notebooks show a token that stands in for characters which
+        the vocabulary lacks, such as ``[UNK]``, by these characters.
+        """
         return self.tokens if self._words is None else self._words.text
 
     @property
@@ -128,11 +133,12 @@ class TextAttention(TextParts):
         """The weights of one head, [U, U] or of the rows asked for: queries by keys.
 
         Args:
-            layer: which of the returned layers, from 0; negative counts from the last.
+            layer: which of the returned layers, from 0, as in ``layers``; negative counts from
+                the last.
             head: which of the returned heads, likewise.
 
         Raises:
-            IndexError: not so many were returned.
+            IndexError: not so many were returned; it says which were.
             NotReturnedError: the call asked for no weights.
 
         Example:
@@ -172,9 +178,9 @@ class TextAttention(TextParts):
         """
         weights = self._selected(layer, head)
         return attention_map(
-            [self.labels[row] for row in self._rows()],
+            self._row_labels(),
             weights.mean((0, 1), dtype=np.float64),
-            key_tokens=self.labels,
+            key_tokens=self._shown_labels(),
             special=self._special(),
             caption=self._caption(layer, head),
         )
@@ -207,8 +213,8 @@ class TextAttention(TextParts):
         """
         return plots.heat_map(
             self._selected(layer, head).mean((0, 1), dtype=np.float64),
-            [self.labels[row] for row in self._rows()],
-            self.labels,
+            self._row_labels(),
+            self._shown_labels(),
             words=~np.asarray(self._special(), bool),
             title=self._caption(layer, head),
             ax=ax,
@@ -285,6 +291,18 @@ class TextAttention(TextParts):
         """The number of each row of the weights."""
         return list(range(len(self.labels))) if self.queries is None else self.queries
 
+    def _shown_labels(self) -> list[str]:
+        """The labels, but for tokens that stand in for others: the text's own characters."""
+        if self._words is not None:
+            return self.labels
+        texts = (self.text, self.text_pair or "")
+        return as_written(self.tokens, self.offsets, self.segments, texts)
+
+    def _row_labels(self) -> list[str]:
+        """Those of the rows of the weights."""
+        labels = self._shown_labels()
+        return [labels[row] for row in self._rows()]
+
     def _all_rows(self, method: str, cure: str) -> Array:
         """The weights, [layers, heads, U, U], if they are of all rows.
 
@@ -304,15 +322,11 @@ class TextAttention(TextParts):
     def _selected(self, layer: int | None, head: int | None) -> Array:
         """The weights of one layer or all, one head or all, [layers, heads, rows, U]."""
         weights = self.weights
-        chosen = [slice(None), slice(None)]
-        for axis, (name, index) in enumerate((("layer", layer), ("head", head))):
-            count = weights.shape[axis]
-            if index is None:
-                continue
-            if not -count <= index < count:
-                raise IndexError(f"{name} {index}: {count} were returned, 0 to {count - 1}")
-            chosen[axis] = slice(index % count, index % count + 1)
-        selected: Array = weights[tuple(chosen)]
+        layers, heads = weights.shape[:2]
+        selected: Array = weights[
+            _heads.place("layer", layer, layers, self.layers),
+            _heads.place("head", head, heads, self.heads),
+        ]
         return selected
 
     def _special(self) -> list[int]:
@@ -320,11 +334,11 @@ class TextAttention(TextParts):
         return self.special_tokens_mask if self._words is None else self._words.special_mask
 
     def _caption(self, layer: int | None, head: int | None) -> str:
-        return f"{_chosen('layer', layer, self.layers)}, {self._chosen_heads(head)}"
+        return f"{_heads.named('layer', layer, self.layers)}, {self._chosen_heads(head)}"
 
     def _chosen_heads(self, head: int | None) -> str:
         if self.reduced is None or len(self.heads) == 1:
-            return _chosen("head", head, self.heads)
+            return _heads.named("head", head, self.heads)
         return f"{self.reduced} of {len(self.heads) or 'all'} heads"
 
     def _repr_html_(self) -> str:
@@ -342,10 +356,3 @@ class TextAttention(TextParts):
 
     def __str__(self) -> str:
         return self.map() if "weights" in self.arrays else repr(self)
-
-
-def _chosen(name: str, index: int | None, numbers: list[int]) -> str:
-    """Which layer or head of the model is drawn."""
-    if index is None and len(numbers) > 1:
-        return f"mean of {len(numbers)} {name}s"
-    return f"{name} {numbers[index or 0]}"

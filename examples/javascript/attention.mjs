@@ -10,10 +10,16 @@ async function post(path, body) {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(body),
-  });
+  }).catch((error) => fail(`${url}: ${error.cause?.message || error.message}; is it running?`));
   const answer = await response.json();
-  if (!response.ok) throw new Error(`${answer.title}: ${answer.detail}`);
+  if (!response.ok) fail(`${answer.title}: ${answer.detail}`);
   return answer;
+}
+
+/** Ends the program with a line of what is wrong. */
+function fail(message) {
+  console.error(message);
+  process.exit(1);
 }
 
 /** A tensor as the service takes it: base64 of float32s, little-endian and row by row. */

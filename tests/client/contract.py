@@ -18,20 +18,21 @@ _NOT_OPTIONS = {
 
 
 def attend(fields: Mapping[str, Any]) -> AttentionResult:
-    """Output in the query's rank, and lse; those of them that are asked for."""
+    """Output in the query's rank, lse and entropy; those of them that are asked for."""
     tensors = [_to_rank_4(name, fields) for name in ("query", "key", "value")]
     options = {name: value for name, value in fields.items() if name not in _NOT_OPTIONS}
     expected = reference.attention(*tensors, **options)
-    output, lse = expected.output, expected.lse
+    output, lse, entropy = expected.output, expected.lse, expected.entropy
     rank = fields["query"].ndim
     if rank == 2:
-        output, lse = output[0, 0], lse[0, 0]
+        output, lse, entropy = output[0, 0], lse[0, 0], entropy[0, 0]
     if rank == 3:
         batch, heads, length, size = output.shape
         output = output.swapaxes(1, 2).reshape(batch, length, heads * size)
     asked = fields.get("return", {})
-    arrays = {"output": output, "lse": lse}
-    arrays = {name: array for name, array in arrays.items() if asked.get(name, True)}
+    arrays = {"output": output, "lse": lse, "entropy": entropy}
+    wanted = {"output": True, "lse": True, "entropy": False} | asked
+    arrays = {name: array for name, array in arrays.items() if wanted[name]}
     return AttentionResult(arrays=arrays, module=None, provider="numpy", request_id=None)
 
 

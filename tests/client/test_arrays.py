@@ -10,6 +10,8 @@ import pytest
 
 from attention_client import AttentionClient
 from attention_client._arrays import integers, mask, plain, tensor
+from tests.client import conftest
+from tests.client.conftest import Ask
 
 
 class Foreign:
@@ -20,6 +22,21 @@ class Foreign:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self._array
+
+
+class Torch:
+    """A tensor of PyTorch's bfloat16, which its library gives to numpy as float32 only."""
+
+    dtype = "torch.bfloat16"
+
+    def __init__(self, numbers: list[float]) -> None:
+        self._numbers = numbers
+
+    def float(self) -> Foreign:
+        return Foreign(np.array(self._numbers, np.float32))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        raise TypeError("Got unsupported ScalarType BFloat16")
 
 
 class Unwilling:
@@ -50,6 +67,13 @@ class Unwilling:
 )
 def test_dtypes(value: Any, dtype: str) -> None:
     assert tensor("query", value).dtype.name == dtype
+
+
+def test_bfloat16_of_pytorch() -> None:
+    numbers = [1.0, -3.140625, 2.0**-133, float("inf")]  # all of which bfloat16 has
+    array = tensor("query", Torch(numbers))  # type: ignore[arg-type]
+    assert (array.dtype, array.astype(float).tolist()) == (ml_dtypes.bfloat16, numbers)
+    assert mask("attn_mask", Torch(numbers)).dtype == ml_dtypes.bfloat16  # type: ignore[arg-type]
 
 
 def test_an_array_is_not_copied() -> None:
@@ -88,7 +112,9 @@ def test_what_is_no_tensor(value: Any, error: type[Exception], message: str) -> 
         ([[0.0, -1e9]], "float32"),
         ([[0, 0]], "float32"),
         ([[0, -10000]], "float32"),
-        (np.array([0.0, 1.0], np.float16), "float16"),
+        (np.array([0.0, 2.0], np.float16), "float16"),
+        (np.ones(2, np.float16), "float16"),
+        (np.zeros(2, np.float16), "float16"),
     ],
 )
 def test_masks(value: Any, dtype: str) -> None:
@@ -102,6 +128,16 @@ def test_masks(value: Any, dtype: str) -> None:
 def test_masks_that_could_mean_two_things(value: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"attn_mask: .*could mean 'may attend' or 'add to the scores'"):
         mask("attn_mask", value)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, ml_dtypes.bfloat16])
+def test_a_bias_of_0s_and_1s_is_sent_with_a_warning(ask: Ask, service_url: str, dtype: Any) -> None:
+    """It is told at the line of the call: such a bias is legal, and hardly ever meant."""
+    bias, ones = np.tri(3).astype(dtype), np.ones((3, 1))
+    with pytest.warns(UserWarning, match=r"added to the scores.*give bool") as caught:
+        result = ask(service_url, "attention", ones, ones, ones, attn_mask=bias)
+    assert [warning.filename for warning in caught] == [conftest.__file__]  # which calls the client
+    np.testing.assert_allclose(result.weights[0], np.exp([1, 0, 0]) / (np.e + 2))
 
 
 def test_options_become_json() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 
@@ -102,6 +103,13 @@ def test_an_error_says_it_all() -> None:
     )
 
 
+@pytest.mark.parametrize("detail", ["has shape [2]", "key: has shape [2]"])
+def test_a_problem_is_told_once(detail: str) -> None:
+    fields = [{"loc": ["key"], "msg": "has shape [2]"}]
+    body = json.dumps({**json.loads(PROBLEM), "detail": detail, "errors": fields}).encode()
+    assert str(problem(422, body)) == f"422 invalid_tensor: {detail}\n  (request r-1)"
+
+
 def test_errors_can_be_sent_between_processes() -> None:
     error = pickle.loads(pickle.dumps(problem(503, retry_after="3")))
     assert isinstance(error, UnavailableError)
@@ -151,7 +159,8 @@ def test_every_error_of_httpx_has_a_meaning(kind: type[httpx.RequestError]) -> N
     ("error", "kind", "words"),
     [
         (httpx.ConnectError("refused"), ConnectionFailedError, "GET http://host/p/readyz: refused"),
-        (httpx.ConnectTimeout("timed out"), ConnectionFailedError, "timed out"),
+        (httpx.ConnectError("refused"), ConnectionFailedError, "; is the service running, and is"),
+        (httpx.ConnectTimeout("timed out"), ConnectionFailedError, "timed out; is the service"),
         (httpx.ReadError(""), ConnectionFailedError, "ReadError"),
         (httpx.ReadTimeout("x"), DeadlineExceededError, "no answer within 60 s"),
         (httpx.PoolTimeout("x"), DeadlineExceededError, "no answer within 60 s"),

@@ -95,6 +95,11 @@ def test_of_many_heads_the_layers_means_can_be_chosen() -> None:
     np.testing.assert_allclose(
         cells(found["layer 2, mean of 12 heads"]), weights[2].mean(0), rtol=1e-3
     )
+    told = shown(result).findtext("p") or ""
+    assert told.startswith(
+        "to keep notebooks small, not each of 36 is shown; plot(layer=…, head=…)"
+    )
+    assert shown(text_result(words(6))).find("p") is None
 
 
 def test_of_many_layers_and_heads_there_is_the_mean() -> None:

@@ -60,6 +60,24 @@ def test_rank_2_and_rank_3_outputs() -> None:
     reference.assert_close(merged.output, flat(whole.output), 1e-14)
 
 
+def test_pairs_of_arrays() -> None:
+    scores, values = RNG.standard_normal((2, 3, 4, 10)), RNG.standard_normal((2, 3, 10, 5))
+    whole = part(scores, values)
+    parts = [part(scores[..., k], values[..., k, :]) for k in (slice(4), slice(4, 10))]
+    output, lse = merge((each.output, each.lse) for each in parts)
+    reference.assert_close(output, whole.output, 1e-14)
+    reference.assert_close(lse, whole.lse, 1e-14)
+    output, lse = merge([([[1.0]], [0.0]), ([[4.0]], [float(np.log(2))])])
+    assert (output.dtype, lse.dtype) == (np.float32, np.float32)
+    np.testing.assert_allclose(output, [[3.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("other", [np.ones((2, 1)), ([[1.0]], [0.0], [0.0]), None])
+def test_what_is_neither_a_result_nor_a_pair(other: Any) -> None:
+    with pytest.raises(TypeError, match=r"results\[1\]: takes results of attention, or pairs"):
+        merge([result([[1.0]], [0.0]), other])
+
+
 def test_scores_that_no_exponential_can_hold() -> None:
     merged = merge(
         [

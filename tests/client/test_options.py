@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pydoc
+import re
 from typing import Any
 
 import numpy as np
@@ -75,6 +77,12 @@ def test_the_options_are_the_contract_s() -> None:
     assert not [name for name in fields if f"``{name}``" not in documented]
 
 
+def test_help_describes_each_option() -> None:
+    shown = pydoc.plain(pydoc.render_doc(AttentionOptions))
+    described = re.findall(r"^ \|      (\w+): \S", shown, re.MULTILINE)
+    assert described == list(AttentionOptions.__annotations__)
+
+
 def test_options_as_they_go_on_the_wire() -> None:
     options: AttentionOptions = {
         "softcap": 2,
@@ -129,6 +137,23 @@ def test_arguments_that_cannot_be_sent(
 ) -> None:
     with pytest.raises(error, match=message):
         ask(server.url, "attention", *ONE, **options)
+    assert not server.received
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "option", "message"),
+    [
+        ("text_attention", ("a",), "layer", "no argument 'layer'; did you mean 'layers'"),
+        ("text_attention", ("a",), "pair", "did you mean 'text_pair'"),
+        ("text_attention", ("a",), "unknown", r"text_attention\(\) has no argument 'unknown'$"),
+        ("module_attention", ("m", ONE[0]), "causal", "did you mean 'is_causal'"),
+    ],
+)
+def test_arguments_that_a_call_does_not_have(
+    ask: Ask, server: Any, method: str, arguments: Any, option: str, message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        ask(server.url, method, *arguments, **{option: 1})
     assert not server.received
 
 

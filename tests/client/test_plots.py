@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from attention_client import AttentionClient, AttentionResult, NotReturnedError
+from attention_client import AttentionClient, AttentionResult, NotReturnedError, plots
 from tests.client.test_results import text_result
 
 RNG = np.random.default_rng(8)
@@ -109,6 +109,16 @@ def test_a_token_is_no_formula(token: str) -> None:
     assert pixels(axes).min() < 255
     shown = {"\u202eabc": "abc", "two words": "two␣words"}.get(token, token)
     assert labels(axes)[0][1] == labels(axes)[1][1] == shown
+
+
+def test_characters_of_other_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the font that is set up lacks is drawn by one that has it, if one is installed."""
+    result = text_result(["[CLS]", "Ⓐ", "[SEP]"])
+    with pytest.warns(UserWarning, match="missing from font"):
+        pixels(result.plot(0, 0))
+    # A font that matplotlib comes with, in the place of those that only some machines have.
+    monkeypatch.setattr(plots, "FALLBACK_FONTS", ("No Such Font", "STIXGeneral"))
+    pixels(result.plot(0, 0))
 
 
 def test_rows_that_were_asked_for_have_their_tokens() -> None:

@@ -88,7 +88,9 @@ def test_one_head() -> None:
 @pytest.mark.parametrize(
     ("layer", "head", "message"),
     [
-        (2, 0, "layer 2: 2 were returned, 0 to 1"),
+        (2, 0, r"layer 2: 2 were returned, 0 to 1; in the model they are \[4, 1\]$"),
+        (4, 0, r"layer 4: .* in the model they are \[4, 1\]: give 0 for layer 4"),
+        (0, 9, r"head 9: .* in the model they are \[0, 2, 9\]: give 2 for head 9"),
         (-3, 0, "layer -3: 2 were returned, 0 to 1"),
         (0, 3, "head 3: 3 were returned, 0 to 2"),
     ],

@@ -107,9 +107,12 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
 @given(calls(), st.integers(1, 12))
 @settings(max_examples=300, deadline=None)
 def test_parts_merge_to_the_whole(fields: dict[str, Any], services: int) -> None:
+    fields["return"] = {"entropy": True}
     whole, merged = attend(fields), sharded(fields, services)
     reference.assert_close(merged.output, whole.output, 1e-12)
     np.testing.assert_allclose(merged.lse, whole.lse, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(merged.entropy, whole.entropy, rtol=1e-11, atol=1e-11)
+    assert not merged.entropy.flags.writeable
 
 
 @pytest.mark.parametrize(
@@ -188,11 +191,10 @@ def test_only_the_lse() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"return_": {"weights": True}}, "weights cannot be merged from shards, only output and"),
-        ({"return_": {"weights": {"top_k": 2}}}, "weights cannot be merged"),
-        ({"return_": Return(entropy=True)}, "entropy cannot be merged"),
-        ({"return_": {"scores": "raw"}}, "scores cannot be merged"),
-        ({"return_": {"plan": True}}, "plan cannot be merged"),
+        ({"return_": {"weights": True}}, "weights of shards is not merged, only output, lse and"),
+        ({"return_": {"weights": {"top_k": 2}}}, "weights of shards is not merged"),
+        ({"return_": {"scores": "raw"}}, "scores of shards is not merged"),
+        ({"return_": {"plan": True}}, "plan of shards is not merged"),
         ({"return_": {"wieghts": False}}, "no 'wieghts'"),
         ({"return_": "output"}, "mapping"),
         ({"attn_mask": np.ones((3, 10), bool)}, r"attn_mask has shape \[3, 10\].* the 9 keys"),
@@ -330,6 +332,18 @@ def test_halves_merge_to_the_whole(
 
 
 @BOTH
+@pytest.mark.parametrize("case", ["causal-nonpad", "causal-sinks"])
+def test_entropies_merge(kind: type, urls: list[str], client: AttentionClient, case: str) -> None:
+    asked = Return(output=False, weights=False, entropy=True)
+    arrays = tensors()
+    whole = client.attention(*arrays, return_=asked, **CASES[case])
+    merged = ask_shards(kind, urls, *arrays, return_=asked, **CASES[case])
+    assert set(merged.arrays) == {"lse", "entropy"}
+    assert merged.entropy.dtype == whole.entropy.dtype
+    reference.assert_close(merged.entropy, whole.entropy, 2e-6)
+
+
+@BOTH
 @pytest.mark.parametrize("rank", [2, 3])
 def test_other_ranks(kind: type, urls: list[str], client: AttentionClient, rank: int) -> None:
     query, key, value = tensors()
@@ -436,6 +450,19 @@ def test_a_failure_cancels_the_other_shards(server: ScriptedServer) -> None:
 def test_no_shards(ask: Ask, service_url: str) -> None:
     with pytest.raises(ValueError, match="at least one client"):
         ask(service_url, "attention", *ONE, shards=[])
+
+
+@BOTH
+@pytest.mark.parametrize("other", ["http://127.0.0.1:1", None])
+def test_shards_are_clients(kind: type, service_url: str, other: str | None) -> None:
+    shard = other or (AsyncAttentionClient if kind is AttentionClient else AttentionClient)()
+
+    async def ask() -> None:
+        answer = kind(service_url).attention(*ONE, shards=[shard])
+        await answer
+
+    with pytest.raises(TypeError, match=f"takes clients of services, not .*{kind.__name__}\\("):
+        asyncio.run(ask())
 
 
 def test_a_service_s_refusal(urls: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import pyplot
 
 from attention_client import (
     AttentionClient,
@@ -273,6 +275,28 @@ def test_tokens_become_words() -> None:
         with pytest.raises(NotReturnedError, match=f"unit='word', return_={{'{name}': True}}"):
             getattr(words, name)
     assert (result.unit, result.weights.shape) == ("token", (2, 3, LENGTH, LENGTH))
+
+
+def test_tokens_that_stand_in_for_characters_are_shown_by_these() -> None:
+    """So that three unknown signs are told from each other, wherever a result is drawn."""
+    tokens = ["[CLS]", "[UNK]", "<0xE2>", "[x]", "[UNK]", "[SEP]"]
+    result = dataclasses.replace(
+        result_of({"weights": random(1, 1, 6, 6)}),
+        text="❤🍕[x]",
+        text_pair="注",
+        tokens=tokens,
+        offsets=[(0, 0), (0, 1), (1, 2), (2, 5), (0, 1), (0, 0)],
+        segments=[None, 0, 0, 0, 1, None],
+        special_tokens_mask=[1, 0, 0, 0, 0, 1],
+    )
+    shown = ["[CLS]", "❤", "🍕", "[x]", "注", "[SEP]"]
+    assert result.labels == tokens
+    assert result.map().startswith(attention_map(
+        shown, result.weights[0, 0], special=[1, 0, 0, 0, 0, 1], caption="layer 0, head 0"
+    ))  # fmt: skip
+    assert "[UNK]" not in result._repr_html_()
+    assert [label.get_text() for label in result.plot().get_xticklabels()] == shown
+    pyplot.close()
 
 
 def test_words_of_the_service_are_taken_as_they_are() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +55,21 @@ def test_javascript(url: str) -> None:
 
 def test_javascript_takes_its_url_from_the_environment(url: str) -> None:
     check(run(["node", "examples/javascript/attention.mjs"], env={"ATTENTION_URL": url}))
+
+
+def test_javascript_says_in_a_line_that_nobody_answers() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        ended = subprocess.run(
+            ["node", "examples/javascript/attention.mjs", url],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert re.fullmatch(rf"{url}: .*ECONNREFUSED.*; is it running\?\n", ended.stderr)
 
 
 def test_go(url: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Clark et al. 2019 (https://arxiv.org/abs/1906.04341). So rows sum to what they d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from attention_wire.answers import Words
 from attention_wire.tensors import Array
 
 _NO_SEGMENT = -1
+# What vocabularies write for characters that they lack: [UNK], <unk>, <0xE2>.
+_STAND_IN = re.compile(r"\[.+\]|<.+>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,26 @@ class Units:
             segments=segments,
             special_mask=self.special.astype(int).tolist(),
         )
+
+
+def as_written(
+    tokens: Sequence[str],
+    offsets: Sequence[tuple[int, int]],
+    segments: Sequence[int | None],
+    texts: Sequence[str],
+) -> list[str]:
+    """The tokens as they are shown: what only stands in for characters, by these characters.
+
+    Args:
+        tokens: L of them, as the vocabulary writes them.
+        offsets: the characters of each in its text.
+        segments: 0 or 1, the text of a pair; None for special tokens.
+        texts: the text, or the two of a pair.
+    """
+    return [
+        (segment is not None and _STAND_IN.fullmatch(token) and texts[segment][begin:end]) or token
+        for token, (begin, end), segment in zip(tokens, offsets, segments, strict=True)
+    ]
 
 
 def _numbers(segments: Sequence[int | None]) -> Array:
