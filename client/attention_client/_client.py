@@ -85,8 +85,9 @@ class AttentionClient:
     ) -> AttentionResult:
         """Scaled dot-product attention over tensors: softmax(scale·QKᵀ + mask)·V.
 
-        Tensors are anything that numpy makes arrays of: float16, bfloat16 (``ml_dtypes``),
-        float32 or float64, of one rank and one dtype. Lists and integers become float32.
+        Tensors are anything that numpy makes arrays of: float16, bfloat16 (of ``ml_dtypes`` or
+        PyTorch), float32 or float64, of one rank and one dtype. Lists and integers become
+        float32.
 
         Args:
             query: [B, Hq, L, D]; [B, L, Hq·D] with the numbers of heads; or [L, D].

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from attention_wire.units import Units
+from attention_wire.units import Units, as_written
 
 RNG = np.random.default_rng(23)
 HEADS = 3
@@ -102,3 +102,11 @@ def test_a_token_of_a_text_that_is_in_no_word_is_told_as_the_text_writes_it() ->
     told = words.words(["[CLS]", "<mask>", "_dog"], [(0, 0), (0, 6), (6, 10)], ("<MASK> dog",))
     assert told.text == ["[CLS]", "<MASK>", " dog"]
     assert told.special_mask == [1, 0, 0]
+
+
+def test_what_stands_in_for_characters_is_shown_by_them() -> None:
+    tokens = ["[CLS]", "the", "[UNK]", "<0xE2>", "<b>", "[", "[UNK]", "<unk>"]
+    offsets = [(0, 0), (0, 3), (4, 5), (5, 6), (6, 9), (9, 10), (0, 1), (1, 1)]
+    segments = [None, 0, 0, 0, 0, 0, 1, 1]
+    shown = as_written(tokens, offsets, segments, ("The ❤🍕<b>[", "注"))
+    assert shown == ["[CLS]", "the", "❤", "🍕", "<b>", "[", "注", "<unk>"]
