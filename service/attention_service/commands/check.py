@@ -13,6 +13,8 @@ from attention_service.attention.check import explain as explain_calls
 from attention_service.attention.engine import PROVIDERS, Engine, EngineError
 from attention_service.commands.common import ProviderOption, console, fail, settings_of
 
+_KERNELS = "flash: fused, forms no scores; composed: product, softmax, product, takes every option"
+
 
 def check(
     provider: ProviderOption = None,
@@ -67,7 +69,7 @@ def _print_plans(engine: Engine) -> None:
         f"{speed.flops / 1e9:.0f} GFLOP/s in tiles and moves {speed.bytes / 1e9:.0f} GB/s"
     )
     table = Table("call (float32, 8 heads of 64)", "kernel", "tiles", "heads × rows × keys",
-                  "GFLOP", "MB moved", "ms", "peak MB")  # fmt: skip
+                  "GFLOP", "MB moved", "ms", "peak MB", caption=_KERNELS)  # fmt: skip
     for name, plan in explain_calls(engine):
         for step in plan.steps:
             shape = " × ".join(map(str, step.tile_shape))
