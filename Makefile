@@ -52,7 +52,8 @@ demo: $(SERVER) $(TEXT_MODULE)
 	$(BIN)/python scripts/demo.py --modules $(MODULES)
 
 serve: $(SERVER) $(TEXT_MODULE)
-	$(BIN)/attention-service serve --host $(HOST) --port $(PORT) --modules $(MODULES)
+	$(BIN)/attention-service serve --host $(HOST) --port $(PORT) --modules $(MODULES) \
+	  --text-module all-MiniLM-L6-v2
 
 test: $(DEV) $(TEXT_MODULE)
 	$(BIN)/python -m pytest -m "not system and not slow"

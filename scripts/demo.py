@@ -27,6 +27,7 @@ def running_service(modules: Path) -> Iterator[str]:
     """A service of its own process on a free port; its address."""
     command = [sys.executable, "-m", "attention_service", "serve", "--port", "0"]
     command += ["--modules", str(modules), "--drain-delay", "0"]
+    command += ["--text-module", "all-MiniLM-L6-v2"]  # beside which others may have been put
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         yield _address(process)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
 from attention_service import logs
+from attention_service.api.server import AddressError
 from attention_service.api.server import serve as run_server
 from attention_service.api.supervisor import supervise
 from attention_service.api.traces import TracesError
@@ -18,12 +20,20 @@ from attention_service.commands.check import check
 from attention_service.commands.common import (
     ModulesOption,
     ProviderOption,
+    default_of,
+    elsewhere,
     fail,
+    meaning_of,
     misused,
+    setting,
     settings_of,
 )
 from attention_service.commands.export import export
+from attention_service.modules import placing
 from attention_service.serving.keys import KeysError, new_key
+from attention_service.settings import Settings, unknown_variables, variable
+
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="attention-service",
@@ -50,30 +60,46 @@ def main(
     """Attention as a service: outputs and attention weights over HTTP."""
 
 
-@app.command()
+# Settings that nobody types: from their variables alone.
+_VARIABLES_ONLY = (
+    "modules_poll",
+    "max_body_bytes",
+    "max_answer_bytes",
+    "memory_budget_bytes",
+    "batch_bytes",
+    "max_running",
+    "max_waiting",
+    "max_wait",
+    "max_timeout",
+    "body_timeout",
+    "api_keys_file",
+)
+
+
+_ALONE = [f"{variable(name)}{default_of(name)}. {meaning_of(name)}" for name in _VARIABLES_ONLY]
+
+
+@app.command(epilog="\n\n".join(["These are variables alone:", *_ALONE]))
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on [ATTENTION_HOST]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one")] = None,
+    host: Annotated[str | None, setting("host")] = None,
+    port: Annotated[int | None, setting("port")] = None,
     modules: ModulesOption = None,
+    text_module: Annotated[str | None, setting("text_module")] = None,
     provider: ProviderOption = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that serve; default: 1")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads; default: the CPU limit")] = None,
-    root_path: Annotated[str | None, typer.Option(help="Prefix that a proxy takes off")] = None,
-    drain_delay: Annotated[
-        float | None, typer.Option(help="Seconds of service after SIGTERM")
-    ] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error")] = None,
-    log_format: Annotated[str | None, typer.Option(help="text, or json: an object a line")] = None,
-    traces: Annotated[
-        bool | None,
-        typer.Option("--traces/--no-traces", help="Send spans to an OpenTelemetry collector"),
-    ] = None,
+    workers: Annotated[int | None, setting("workers")] = None,
+    threads: Annotated[int | None, setting("threads")] = None,
+    root_path: Annotated[str | None, setting("root_path")] = None,
+    drain_delay: Annotated[float | None, setting("drain_delay")] = None,
+    log_level: Annotated[str | None, setting("log_level")] = None,
+    log_format: Annotated[str | None, setting("log_format")] = None,
+    traces: Annotated[bool | None, setting("traces", "--traces/--no-traces")] = None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C. Each option is also a variable ATTENTION_…."""
+    """Serve until SIGTERM or Ctrl-C. Each setting is an option and a variable, or a variable."""
     settings = settings_of(
         host=host,
         port=port,
         modules=modules,
+        text_module=text_module,
         provider=provider,
         workers=workers,
         threads=threads,
@@ -84,14 +110,24 @@ def serve(
         traces=traces,
     )
     logs.configure(settings.log_level, settings.log_format)
-    if settings.workers > 1:
-        raise typer.Exit(supervise(settings))
+    _tell(settings)
     try:
+        if settings.workers > 1:
+            raise typer.Exit(supervise(settings))
         run_server(settings)
-    except (EngineError, TracesError) as error:
+    except (AddressError, EngineError, TracesError) as error:
         raise fail(error) from None
     except KeysError as error:
-        raise misused(f"ATTENTION_API_KEYS_FILE: {error}") from None
+        raise misused(f"{variable('api_keys_file')}: {error}") from None
+
+
+def _tell(settings: Settings) -> None:
+    """Log what the service is started with."""
+    for message in unknown_variables():
+        logger.warning(message)
+    logger.info("settings: %s", settings.in_effect())
+    if not placing.names(settings.modules) and (hint := elsewhere(settings)):
+        logger.warning(hint)
 
 
 @app.command()

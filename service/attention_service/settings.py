@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from attention_service import resources
 from attention_service.logs import LogFormat
 
 MEBIBYTE = 2**20
+PREFIX = "ATTENTION_"
+# What begins like a setting and is another's: of the client, the examples, deploy/compose.
+_OF_OTHERS = {"ATTENTION_API_KEY", "ATTENTION_URL", "ATTENTION_IMAGE"}
 # What workers divide → the least that each has.
 _DIVIDED = {"threads": 1, "max_running": 1, "max_waiting": 1, "memory_budget_bytes": MEBIBYTE}
 ProviderName: TypeAlias = Literal[
     "auto", "cpu", "cuda", "tensorrt", "rocm", "migraphx", "openvino", "dnnl", "coreml", "directml"
 ]
+
+
+def _check_digits(value: object) -> object:
+    if isinstance(value, str) and not value.strip().lstrip("-").isdecimal():
+        raise ValueError(f"{value!r} is no number of bytes, such as 4294967296 for 4 GiB")
+    return value
+
+
+Bytes: TypeAlias = Annotated[int, BeforeValidator(_check_digits)]
+
+
+def variable(name: str) -> str:
+    """The variable that a setting is read from."""
+    return PREFIX + name.upper()
+
+
+def unknown_variables() -> list[str]:
+    """What is wrong with each variable that looks like a setting and is none."""
+    known = {variable(name) for name in Settings.model_fields}
+    found = {name for name in os.environ if name.upper().startswith(PREFIX)}
+    messages = []
+    for name in sorted(name for name in found if name.upper() not in known | _OF_OTHERS):
+        near = difflib.get_close_matches(name.upper(), known, 1, cutoff=0.8)
+        cure = f"; did you mean {near[0]}?" if near else ""
+        messages.append(f"{name} is no setting and changes nothing{cure}")
+    return messages
 
 
 def default_modules() -> Path:
@@ -39,7 +69,11 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="ATTENTION_", env_ignore_empty=True, frozen=True, extra="forbid"
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,  # for --help; docs/settings.md has the same words
     )
 
     host: str = "127.0.0.1"
@@ -49,7 +83,8 @@ class Settings(BaseSettings):
     """Port to listen on; 0 takes a free one."""
 
     modules: Path = Field(default_factory=default_modules)
-    """Folder of the learned modules, one folder each."""
+    """Folder of the learned modules, one folder each; by default
+    ``attention-service/modules`` in ``~/.cache``."""
 
     modules_poll: float = Field(default=2.0, ge=0, allow_inf_nan=False)
     """Seconds between two looks at the folder for what has changed in it; 0 never looks again."""
@@ -58,7 +93,9 @@ class Settings(BaseSettings):
     """Text module of calls that name none; by default the only one there is."""
 
     provider: ProviderName = "auto"
-    """Execution provider of ONNX Runtime; ``auto`` takes the fastest that is installed."""
+    """Execution provider of ONNX Runtime: ``cpu``, ``cuda``, ``tensorrt``, ``rocm``, ``migraphx``,
+    ``openvino``, ``dnnl``, ``coreml``, ``directml``; ``auto`` takes the fastest that is
+    installed."""
 
     workers: int = Field(default=1, ge=1, le=64)
     """Processes that serve; threads, places, queue and memory are divided among them."""
@@ -69,18 +106,18 @@ class Settings(BaseSettings):
     root_path: str = ""
     """Path prefix that a proxy takes off before it forwards."""
 
-    max_body_bytes: int = Field(default=256 * MEBIBYTE, ge=1024)
+    max_body_bytes: Bytes = Field(default=256 * MEBIBYTE, ge=1024)
     """Largest request body, after decompression too."""
 
-    max_answer_bytes: int = Field(default=256 * MEBIBYTE, ge=1024)
+    max_answer_bytes: Bytes = Field(default=256 * MEBIBYTE, ge=1024)
     """Largest answer; its upper bound is known before anything is computed."""
 
-    memory_budget_bytes: int = Field(
+    memory_budget_bytes: Bytes = Field(
         default_factory=lambda: resources.memory_bytes() // 2, ge=MEBIBYTE
     )
     """Memory that calls may take together; by default half of what the cgroup allows."""
 
-    batch_bytes: int = Field(default=6 * MEBIBYTE, ge=0)
+    batch_bytes: Bytes = Field(default=6 * MEBIBYTE, ge=0)
     """Scores, padding included, of calls that are computed together; 0 computes each by itself."""
 
     max_running: int = Field(default=2, ge=1)
@@ -103,7 +140,8 @@ class Settings(BaseSettings):
     """Seconds between SIGTERM, when readiness ends, and the end of listening."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """What the log holds; at ``info``, a line for each call."""
+    """What the log holds: ``debug``, ``info``, ``warning`` or ``error``; at ``info``, a line for
+    each call."""
 
     traces: bool = False
     """Whether spans of each call are sent to an OpenTelemetry collector. Needs the extra ``otel``;
@@ -114,6 +152,10 @@ class Settings(BaseSettings):
 
     api_keys_file: Path | None = None
     """File of the keys of which callers must send one; unset, anybody may call."""
+
+    def in_effect(self) -> str:
+        """All of them, for the log."""
+        return " ".join(f"{name}={value}" for name, value in self)
 
     def of_a_worker(self) -> Settings:
         """The settings of one of several workers: its share of what is divided."""
@@ -133,6 +175,11 @@ class Settings(BaseSettings):
         except OSError as error:
             raise ValueError(f"{value} cannot be listed: {error.strerror}") from None
         return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _as_other_programs_call_it(cls, value: object) -> object:
+        return "warning" if value == "warn" else value
 
     @field_validator("root_path")
     @classmethod

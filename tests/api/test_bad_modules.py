@@ -102,7 +102,7 @@ def test_an_unknown_module_s_neighbour_is_told(caller: Caller, name: str) -> Non
 def test_a_text_too_long_is_a_422_with_both_numbers(
     caller: Caller, fields: dict[str, Any], field: str, length: int
 ) -> None:
-    says = (f"{length} tokens", "takes 512", '"truncate": true')
+    says = (f"{length} tokens", "takes 512", "set truncate")
     check_problem(caller.post(TEXT, fields), 422, "text_too_long", field, says=says)
 
 

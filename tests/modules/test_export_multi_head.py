@@ -296,3 +296,14 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(
     message = refusal(tmp_path, {**state_dict(), name: np.zeros(shape, np.float32)})
     assert f"'{name}'" in message
     assert f"expected the shape {expected}, found {list(shape)}" in message
+
+
+def test_a_module_inside_of_another_is_named(tmp_path: Path) -> None:
+    inner = safetensors.numpy.load_file(GOLDENS / "multi_head_bias.safetensors")
+    layers = {f"layers.{at}.self_attn.{name}": v for at in range(5) for name, v in inner.items()}
+    safetensors.numpy.save_file(layers, tmp_path / "encoder.safetensors")
+    with pytest.raises(ExportError) as error:
+        export(tmp_path / "encoder.safetensors", "mha", tmp_path / "modules", num_heads=4)
+    message = str(error.value)
+    assert "under layers.0.self_attn, layers.1.self_attn, layers.2.self_attn, …: save" in message
+    assert "model.get_submodule('layers.0.self_attn').state_dict()" in message

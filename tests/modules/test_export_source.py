@@ -129,6 +129,21 @@ def test_exporting_needs_neither_pytorch_nor_onnx_runtime() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_what_is_no_source_is_told_before_anything_is_downloaded(tmp_path: Path) -> None:
+    stages: list[str] = []
+    for source in ("a/b/c", "nowhere.safetensors"):
+        progress = {"progress": lambda stage, _: stages.append(stage)}
+        assert "neither a file or folder" in refusal(tmp_path, source=source, **progress)
+    assert stages == []
+
+
+def test_what_is_lacking_is_told_before_the_weights_are_read(tmp_path: Path) -> None:
+    stages: list[str] = []
+    with pytest.raises(ExportError, match="num-heads"):
+        export(WEIGHTS, "mha", tmp_path, progress=lambda stage, _: stages.append(stage))
+    assert not any("checksum" in stage for stage in stages)
+
+
 # --- Sources on this machine ---------------------------------------------------------------
 
 
@@ -392,3 +407,18 @@ def test_weights_beside_other_dtypes_of_safetensors(tmp_path: Path) -> None:
     message = refusal(tmp_path / "modules", source=path)
     assert "in_proj_weight" in message
     assert "F33" in message
+
+
+def test_one_file_of_a_model_names_its_folder(tmp_path: Path) -> None:
+    """Without config.json beside it, it is a state dict that nobody knows."""
+    tensors = {"embeddings.weight": np.zeros((2, 2), np.float32)}
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"".join(safetensors.write(tensors, {})))
+    assert "what can be exported: " in refusal(tmp_path / "modules", source=path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    message = refusal(tmp_path / "modules", source=path)
+    assert message.endswith(f"config.json lies beside it: export the folder, {tmp_path}")
+    # Nor does the folder send back to the file.
+    path.rename(tmp_path / "one.safetensors")
+    (tmp_path / "two.safetensors").write_bytes(b"")
+    assert "add it, or leave one of them there" in refusal(tmp_path / "modules", source=tmp_path)

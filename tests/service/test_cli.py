@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from attention_service.cli import app
+from attention_service.settings import Settings
 from tests.conftest import GOLDENS, TEXT_MODULE
 from tests.service.served import COMMAND, OUTPUT, TENSORS, WEIGHTS, Command
 
@@ -134,10 +135,29 @@ def test_modules_lists_what_serves_and_what_is_refused(
     )
 
 
-def test_modules_of_a_folder_that_is_not_there(command: Command, tmp_path: Path) -> None:
-    result = command("modules", "--modules", tmp_path / "missing")
+def test_modules_of_a_folder_that_is_not_there(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the modules of make are elsewhere
+    message = command.fails("modules", "--modules", tmp_path / "missing")
+    assert message == f"attention-service: the folder {tmp_path / 'missing'} does not exist\n"
+    result = command("modules")  # whose default it is need not exist
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == f"There is no module in {tmp_path / 'missing'}.\n"
+    folder = tmp_path / ".cache" / "attention-service" / "modules"
+    assert result.stdout == f"There is no module in {folder}.\n"
+
+
+def test_the_modules_of_make_are_pointed_to_and_not_taken(
+    text_module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".modules").symlink_to(text_module)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    hint = f"the folder .modules here has {TEXT_MODULE}: take it with --modules .modules, or "
+    assert hint in fails_here("attend", "text", "--modules", "other")
+    assert hint in run_here("modules", "--modules", "other").stderr
+    words = ("attend", "text", "--modules", ".modules", "--module", "absent")
+    assert ".modules here" not in fails_here(*words)
 
 
 # --- check -----------------------------------------------------------------------------------
@@ -206,7 +226,8 @@ def test_attend_with_a_module(modules: Path) -> None:
     for module, fields, problem in (
         ("mha", {"text": "a"}, "'mha' is a multi-head module, which takes no text"),
         (TEXT_MODULE, {"query": query}, f"'{TEXT_MODULE}' is a text module, which takes no"),
-        ("nobody", {"query": query}, "There is no module 'nobody'; loaded are: "),
+        ("nobody", {"query": query}, f"there is no module 'nobody' in {modules}; there are: "),
+        ("nobody", {"text": "a"}, f"there is no module 'nobody' in {modules}; there are: "),
     ):
         result = attend(module, **fields)
         assert (result.exit_code, result.stdout) == (1, "")
@@ -220,13 +241,11 @@ def test_attend_says_what_is_wrong(
     no_module = fails_here("attend", "text", "--modules", tmp_path)
     assert f"attention-service export sentence-transformers/{TEXT_MODULE} " in no_module
     layer = fails_here("attend", "text", "--modules", text_module, "--layer", "6")
-    assert "layers: there is no layer 6: " in layer
+    assert layer.startswith("attention-service: --layer: there is no layer 6: ")
     for stdin, words in {
         '{"query": [[1]]}': ["key: is missing", "value: is missing"],
-        '{"query": [[1]], "query": [[1]]}': ["Given more than once: query"],
+        '{"query": [[1]], "query": [[1]]}': ["query: given more than once"],
         '{"query": [[1],': ["not valid JSON"],
-        "": ["The body is empty"],
-        "[1]": ["JSON object"],
     }.items():
         message = fails_here("attend", "-", stdin=stdin)
         assert all(word in message for word in words), message
@@ -247,6 +266,9 @@ def test_version_and_help(command: Command) -> None:
     text = command("--help").stdout
     for name in ("serve", "export", "modules", "check", "attend"):
         assert re.search(rf"│ {name} ", text)
+    serve = command("serve", "--help", COLUMNS="160").stdout
+    for name in Settings.model_fields:
+        assert f"ATTENTION_{name.upper()}" in serve
 
 
 BLOCKER = """

@@ -13,7 +13,7 @@ from PIL import Image
 
 from attention_service.commands.heat_map import MOST_LABELLED, heat_map
 from attention_wire.maps import attention_map
-from tests.conftest import GOLDENS
+from tests.conftest import GOLDENS, TEXT_MODULE
 from tests.service.test_cli import fails_here, run_here
 
 # What the goldens were recorded of: transformers' own weights.
@@ -109,15 +109,54 @@ def test_json_is_what_the_service_would_send(text_module: Path) -> None:
 
 
 def test_options_that_do_not_go_together(text_module: Path, tmp_path: Path) -> None:
-    message = "--top-k and --png draw a text given as the argument"
+    message = "--top-k and --png draw a text"
     for words in (("a", "--json", "--top-k", "1"), ("a", "--tensor-format", "list", "--png", "x")):
         assert message in misused("attend", *words)
-    assert message in misused("attend", "request.json", "--png", "x")
-    assert '"text_pair"' in misused("attend", "-", "--pair", "b")
-    assert misused("attend", "a", "--unit", "letter")
+    request = tmp_path / "request.json"
+    request.write_text('{"text": "a"}')
+    assert message in misused("attend", request, "--png", "x.png")
+    assert '"text_pair"' in misused("attend", request, "--pair", "b")
+    assert ": 'letter' is not one of token, word" in misused("attend", "a", "--unit", "letter")
+    assert "'3,4' is no number; for several, repeat" in misused("attend", "a", "--layer", "3,4")
+    assert "name a file *.png" in misused("attend", "a", "--png", tmp_path / "map.jpg")
     assert misused("attend", "a", "--png", tmp_path)
     wrong = fails_here("attend", "a", "--head", "12", "--modules", text_module)
-    assert "heads: there is no head 12: " in wrong
+    assert wrong.startswith("attention-service: --head: there is no head 12: ")
+
+
+def test_a_text_in_a_file_or_from_standard_input(text_module: Path, tmp_path: Path) -> None:
+    words = ("--layer", "3", "--modules", text_module)
+    expected = run_here("attend", "The cat sat.", *words).stdout
+    assert run_here("attend", "-", *words, stdin="The cat sat.\n").stdout == expected
+    file = tmp_path / "text.txt"
+    file.write_text("The cat sat.\n")
+    assert run_here("attend", file, *words).stdout == expected
+    file.write_text(' {"text": "The cat sat."}')  # what begins like an object is a request
+    assert json.loads(run_here("attend", file, *words).stdout)["results"]
+    file.write_bytes(b"\xff")
+    assert "neither a text in UTF-8 nor a request" in fails_here("attend", file, *words)
+    (tmp_path / "list.json").write_text("[1]")
+    assert "must be a JSON object" in fails_here("attend", tmp_path / "list.json")
+
+
+def test_a_text_that_is_too_long_is_cut_when_asked(text_module: Path) -> None:
+    words = ("--layer", "0", "--head", "0", "--top-k", "1", "--modules", text_module)
+    assert "set truncate" in fails_here("attend", "word " * 600, *words)
+    result = run_here("attend", "word " * 600, *words, "--truncate")
+    assert len(re.findall("^│ word ", result.stdout, re.MULTILINE)) == 510
+
+
+def test_only_the_module_that_is_asked_for_is_loaded(
+    text_module: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / TEXT_MODULE).symlink_to(text_module / TEXT_MODULE)
+    (tmp_path / "broken").mkdir()
+    words = ("attend", "a", "--modules", tmp_path)
+    expected = run_here(*words).stdout
+    assert "module broken refused" in caplog.text
+    caplog.clear()
+    assert run_here(*words, "--module", TEXT_MODULE).stdout == expected
+    assert "broken" not in caplog.text
 
 
 # --- Pictures --------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import TEXT_MODULE
 from tests.service.test_cli import fails_here, run_here
+from tests.service.test_repository import make
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_show(modules: Path) -> None:
     layered = "no: its manifest names no layers" if manifest.get("layers") is None else "yes"
     for fact, value in {
         "kind": "text",
-        "heads": "12 of 32",
+        "heads": "12, of size 32",
         "longest text": "512 tokens",
         "licence": "Apache-2.0",
         "source": manifest["source"],
@@ -154,6 +155,23 @@ def test_add(modules: Path, tmp_path: Path) -> None:
     assert run_here("modules", "list", "--modules", target).exit_code == 0
 
 
+def test_a_second_text_module_makes_calls_choose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, folder = make(tmp_path / "one"), tmp_path / "modules"
+    words = ("modules", "add", source, "--modules", folder)
+    assert run_here(*words).stderr == ""
+    assert (
+        "the folder has 2 text modules now, one, two: calls have to name theirs, unless the "
+        in (run_here(*words, "--name", "two").stderr)
+    )
+    message = fails_here("attend", "the cat", "--modules", folder)
+    assert message.splitlines()[-1] == "attention-service: --module chooses one"
+    monkeypatch.setenv("ATTENTION_TEXT_MODULE", "one")
+    assert run_here(*words, "--name", "three").stderr == ""
+    assert run_here("attend", "the cat", "--modules", folder).exit_code == 0
+
+
 def test_add_replaces_only_when_forced(modules: Path, folder: Path) -> None:
     words = ("modules", "add", modules / "mha-nobias", "--name", "mha", "--modules", folder)
     before = contents(folder)
@@ -210,6 +228,8 @@ def test_add_refuses_what_cannot_serve_and_leaves_what_is_there(
         assert words in message, source
         assert contents(folder) == before
         assert listed(folder) == ["mha"]
+    taken = fails_here("modules", "add", folder / "mha", "--name", "sdpa", "--modules", folder)
+    assert "'sdpa' is what /v2 calls plain attention; choose another name" in taken
     for name in ("../mha", ".hidden", "", "a b", "a" * 65):
         message = fails_here("modules", "add", folder / "mha", "--name", name, "--modules", folder)
         assert "cannot name a module" in message
@@ -243,6 +263,8 @@ def test_remove_asks_first(folder: Path) -> None:
         assert result.exit_code == 1
         assert f"Delete {folder / 'mha'}?" in result.stderr
         assert "removed" not in result.output
+        last = result.stderr.splitlines()[-1]
+        assert last == "attention-service: nothing was deleted; --yes deletes without asking"
         assert contents(folder) == before
     result = run_here(*words, stdin="y\n")
     assert result.exit_code == 0

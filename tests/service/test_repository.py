@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,36 @@ def test_an_empty_or_missing_folder_gives_no_modules_and_says_how_to_add_one(
     assert problem.value.code == Code.UNKNOWN_MODULE
 
 
+def test_what_has_become_of_the_folder_is_logged_once(
+    tmp_path: Path, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    path = tmp_path / "modules"
+    folder = ModuleFolder(path, engine)
+
+    def logged() -> list[tuple[str, str]]:
+        caplog.clear()
+        for _ in range(3):
+            folder.look()
+        return [(one.levelname, one.message.replace(str(path), "…")) for one in caplog.records]
+
+    missing = ("WARNING", "module folder … does not exist: only tensors are served")
+    assert logged() == [missing]
+    make(path / "mine")
+    held = ("INFO", "module folder … holds mine")
+    assert logged() == [held, ("INFO", "module mine is taken up")]
+    shutil.rmtree(path / "mine")
+    empty = ("INFO", "module folder … is empty: only tensors are served")
+    assert logged() == [empty, ("INFO", "module mine is gone")]
+    path.rmdir()
+    assert logged() == [missing]
+
+
+def test_the_name_of_plain_attention_is_taken(tmp_path: Path, engine: Engine) -> None:
+    make(tmp_path / "sdpa")
+    assert "'sdpa' is what /v2 calls plain attention" in reason(tmp_path, engine)
+
+
 # --- Which text module is meant --------------------------------------------------------------
 
 
@@ -200,7 +231,8 @@ def test_the_text_module_of_calls_that_name_none(
     assert ModuleFolder(tmp_path, engine).look().text(None).info.name == "b"  # the only one
     make(tmp_path / "a")
     repository = ModuleFolder(tmp_path, engine).look()
-    with pytest.raises(ProblemError, match="several text modules: a, b") as problem:
+    says = r"several text modules: a, b; .* \(ATTENTION_TEXT_MODULE\) name the one to take"
+    with pytest.raises(ProblemError, match=says) as problem:
         repository.text(None)
     assert problem.value.code == Code.MODULE_NOT_CHOSEN
     assert repository.text("a").info.name == "a"

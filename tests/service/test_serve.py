@@ -133,7 +133,33 @@ def test_a_port_in_use(command: Command, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         message = command.fails("serve", "--port", str(port), "--modules", tmp_path)
-    assert f"'127.0.0.1', {port}): address already in use" in message
+    assert message.splitlines()[-1] == (
+        f"attention-service: port {port} of 127.0.0.1 is in use: take another with --port or "
+        "ATTENTION_PORT, as in make serve PORT=8081"
+    )
+    assert "loading what is in" not in message  # nor does it take as long as modules do
+
+
+def test_the_log_begins_with_what_is_served_and_ends_with_where(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "none"
+    variables = environment | {"ATTENTION_MAX_TIMOUT": "5", "ATTENTION_MODULES_POLL": "0.05"}
+    words = ("--threads", "1", "--drain-delay", "0")
+    with serving(variables, folder, *words) as served:
+        served.logged("the page: http")
+        page = httpx.get(f"{served.url()}/")
+        time.sleep(0.5)  # ten looks at the folder
+        served.signal(signal.SIGTERM)
+        assert served.wait() == 0
+    assert "<html" in page.text
+    log = served.log
+    assert "WARNING attention_service.cli: ATTENTION_MAX_TIMOUT is no setting" in log
+    assert re.search(rf"settings: host=127\.0\.0\.1 port=0 modules={folder} .*threads=1 ", log)
+    start = rf"attention-service [\d.]+ on CPUExecutionProvider: 1 threads, [\d.]+ GB .*{folder}\n"
+    assert re.search(start, log)
+    assert log.count(f"module folder {folder} does not exist") == 1
+    assert f"the page: {served.url()}/\n" in log
 
 
 def test_wrong_settings_are_named_as_their_user_knows_them(command: Command) -> None:

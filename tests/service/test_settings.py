@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 import attention_service
-from attention_service.settings import Settings, default_modules
+from attention_service.settings import Settings, default_modules, unknown_variables
+from tests.conftest import ROOT
 
 SERVICE = Path(attention_service.__file__).parent
 
@@ -103,6 +104,41 @@ def test_a_drain_delay_ends(monkeypatch: pytest.MonkeyPatch, delay: str) -> None
     monkeypatch.setenv("ATTENTION_DRAIN_DELAY", delay)
     with pytest.raises(ValidationError, match="finite"):
         Settings()
+
+
+def test_bytes_are_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTENTION_MEMORY_BUDGET_BYTES", "4g")  # as compose files have it
+    with pytest.raises(ValidationError, match="'4g' is no number of bytes, such as 4294967296"):
+        Settings()
+
+
+def test_warn_is_warning() -> None:
+    assert Settings(log_level="warn").log_level == "warning"  # type: ignore[arg-type]
+
+
+def test_variables_that_are_no_settings_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ATTENTION_PORT", "attention_host", "ATTENTION_API_KEY", "ATTENTION_IMAGE"):
+        monkeypatch.setenv(name, "1")
+    assert unknown_variables() == []
+    monkeypatch.setenv("ATTENTION_MAX_TIMOUT", "5")
+    monkeypatch.setenv("ATTENTION_SERVICE_HOST", "10.0.0.1")
+    typo, foreign = unknown_variables()
+    assert typo.startswith("ATTENTION_MAX_TIMOUT is no setting and changes nothing; ")
+    assert typo.endswith("; did you mean ATTENTION_MAX_TIMEOUT?")
+    assert foreign == "ATTENTION_SERVICE_HOST is no setting and changes nothing"
+
+
+def test_all_are_documented() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
+    rows = [row.strip("| ").split(" | ") for row in text.splitlines() if row.startswith("| `ATT")]
+    documented = {cells[0].strip("`").removeprefix("ATTENTION_").lower(): cells for cells in rows}
+    assert list(documented) == list(Settings.model_fields)
+    for name, field in Settings.model_fields.items():
+        _, option, default, meaning = (cell.strip() for cell in documented[name])
+        assert option in {"", f"`--{name.replace('_', '-')}`"}
+        is_told = field.default_factory is None and field.default not in {None, ""}
+        assert default == (f"`{str(field.default).lower()}`" if is_told else "")
+        assert meaning == str(field.description).replace("``", "`").replace("\n", " ")
 
 
 def test_an_unknown_argument_is_refused() -> None:

@@ -83,6 +83,7 @@ def test_a_worker_that_dies_is_replaced_and_all_end_together(
         assert served.log.count("draining for 0.3 s") == 2
         assert not is_alive(second)
         assert not is_alive(third)
+        assert served.log.count("the page: ") == 1  # not of each
         assert "Traceback" not in served.log
 
 

@@ -85,6 +85,11 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         for warning in warnings(settings):
             logger.warning(warning)
+        logger.info(
+            "attention-service %s on %s: %d threads, %.1f GB for calls; loading what is in %s",
+            *(version("attention-service"), engine.provider, engine.threads),
+            *(settings.memory_budget_bytes / 1e9, settings.modules),
+        )
         await asyncio.to_thread(folder.look)
         lifecycle.ready()
         works = (metrics.keep_fresh(), folder.follow(settings.modules_poll))

@@ -6,12 +6,14 @@ from attention_service.api.answers import check_limits
 from attention_service.attention.engine import Engine
 from attention_service.attention.job import Job
 from attention_service.attention.sdpa import AttentionJob
+from attention_service.modules import placing
 from attention_service.modules.folder import ModuleFolder
 from attention_service.modules.multi_head import MultiHeadJob
 from attention_service.modules.repository import Repository
 from attention_service.modules.text_job import TextJob
 from attention_service.settings import Settings
 from attention_wire import bodies
+from attention_wire.problems import Code, ProblemError
 from attention_wire.schemas import AttentionRequest, ModuleRequest, TextRequest
 from attention_wire.tensors import TensorFormat
 from attention_wire.validation import validate
@@ -26,7 +28,7 @@ def answer(fields: bodies.Fields, module: str | None, settings: Settings) -> byt
         settings: which provider, limits and modules.
 
     Raises:
-        ProblemError: what the route would answer.
+        ProblemError: what the route would answer; of a module that is not there, with its folder.
         EngineError: the provider is not installed.
     """
     engine = Engine(settings.provider, settings.threads)
@@ -38,14 +40,24 @@ def answer(fields: bodies.Fields, module: str | None, settings: Settings) -> byt
 def _job(
     fields: bodies.Fields, module: str | None, engine: Engine, settings: Settings
 ) -> tuple[Job, TensorFormat]:
-    def repository() -> Repository:
-        return ModuleFolder(settings.modules, engine, settings.text_module).look()
-
     if "text" in fields.values:
         text = validate(TextRequest, fields)
-        return TextJob(repository().text(text.module), text), text.tensor_format
+        repository = _repository(text.module or settings.text_module, engine, settings)
+        return TextJob(repository.text(text.module), text), text.tensor_format
     if module is not None:
         tensors = validate(ModuleRequest, fields)
-        return MultiHeadJob(repository().multi_head(module), tensors), tensors.tensor_format
+        repository = _repository(module, engine, settings)
+        return MultiHeadJob(repository.multi_head(module), tensors), tensors.tensor_format
     plain = validate(AttentionRequest, fields)
     return AttentionJob.of(plain, engine), plain.tensor_format
+
+
+def _repository(name: str | None, engine: Engine, settings: Settings) -> Repository:
+    """What a call needs of the folder: the module of that name alone, or all to choose from."""
+    if name is not None:
+        try:
+            placing.existing(settings.modules, name)
+        except placing.PlacingError as error:
+            raise ProblemError(Code.UNKNOWN_MODULE, f"{error}") from None
+    folder = ModuleFolder(settings.modules, engine, settings.text_module, only=name)
+    return folder.look() if settings.modules.exists() else folder.current

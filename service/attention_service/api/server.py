@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
 import socket
@@ -31,19 +32,43 @@ LEAVE_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
 
 
+class AddressError(Exception):
+    """The address is another's."""
+
+
 class Server(uvicorn.Server):
     """A uvicorn server that drains on SIGTERM.
 
     Readiness ends at once; the service goes on for ``drain_delay`` while balancers notice, each
     answer closing its connection, then finishes what it has taken and ends with status 0. SIGINT
     (Ctrl-C) does the same without the delay. A second signal kills it, whatever it is computing.
+
+    Args:
+        config: what is served, and where.
+        lifecycle: its state.
+        drain_delay: seconds.
+        is_ready: called once it serves.
     """
 
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_delay: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        lifecycle: Lifecycle,
+        drain_delay: float,
+        is_ready: Callable[[], None],
+    ) -> None:
         super().__init__(config)
         self._lifecycle = lifecycle
         self._drain_delay = drain_delay
+        self._tell_ready = is_ready
         self._was_told = False
+
+    @override
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn."""
+        await super().startup(sockets)
+        if self.started:
+            self._tell_ready()
 
     @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -73,11 +98,7 @@ class Server(uvicorn.Server):
 
 
 class Worker(Server):
-    """A server that is one of several over one socket; its supervisor tells it what to do.
-
-    Args:
-        is_ready: called once it serves.
-    """
+    """A server that is one of several over one socket; its supervisor tells it what to do."""
 
     def __init__(
         self,
@@ -86,15 +107,8 @@ class Worker(Server):
         drain_delay: float,
         is_ready: Callable[[], None],
     ) -> None:
-        super().__init__(config, lifecycle, drain_delay)
-        self._tell_ready = is_ready
+        super().__init__(config, lifecycle, drain_delay, is_ready)
         self._leaving: asyncio.Task[None] | None = None
-
-    @override
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called by uvicorn."""
-        await super().startup(sockets)
-        self._tell_ready()
 
     @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -140,10 +154,38 @@ def config_of(settings: Settings, lifecycle: Lifecycle) -> uvicorn.Config:
     )
 
 
+def check_address(host: str, port: int) -> None:
+    """See that the address is free, before modules are loaded for it.
+
+    Raises:
+        AddressError: another process serves it. What else is wrong with it shows when it is served.
+    """
+    with suppress(socket.gaierror):
+        for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            try:
+                with socket.socket(family, kind) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    if family == socket.AF_INET6:
+                        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                    probe.bind(address)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise AddressError(
+                        f"port {port} of {host} is in use: take another with --port or "
+                        "ATTENTION_PORT, as in make serve PORT=8081"
+                    ) from None
+
+
+def tell_page(host: str, port: int) -> None:
+    """Say where the page is."""
+    logger.info("the page: http://%s:%d/", f"[{host}]" if ":" in host else host, port)
+
+
 def serve(settings: Settings) -> None:
     """Serve in this process until a signal ends it.
 
     Raises:
+        AddressError: another process serves the address.
         EngineError: the execution provider is not installed.
         KeysError: the file of keys cannot be used.
         TracesError: traces are asked for and cannot be sent.
@@ -152,7 +194,12 @@ def serve(settings: Settings) -> None:
     if not give_back_freed():
         logger.info("memory that large calls took may stay with the process: not glibc")
     lifecycle = Lifecycle()
-    server = Server(config_of(settings, lifecycle), lifecycle, settings.drain_delay)
+
+    def is_ready() -> None:
+        tell_page(settings.host, server.servers[0].sockets[0].getsockname()[1])
+
+    server = Server(config_of(settings, lifecycle), lifecycle, settings.drain_delay, is_ready)
+    check_address(settings.host, settings.port)
     signal.signal(signal.SIGHUP, _explain)
     with suppress(SystemExit):  # how uvicorn ends where it cannot start
         server.run()

@@ -25,7 +25,7 @@ from typing import Literal
 import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
 
-from attention_service.api.server import Worker, config_of
+from attention_service.api.server import Worker, check_address, config_of, tell_page
 from attention_service.api.traces import TracesError
 from attention_service.attention.engine import EngineError
 from attention_service.heap import give_back_freed
@@ -205,8 +205,10 @@ class Supervisor:
 
     def _note_ready(self, hand: _Hand, ready: asyncio.Future[bool]) -> None:
         if ready.result():
-            self._ever_served = True
             logger.info("%s serves", hand.name)
+            if not self._ever_served:
+                tell_page(self._settings.host, self._sock.getsockname()[1])
+            self._ever_served = True
 
     def _note_end(self, hand: _Hand, _: object) -> None:
         self._hands.discard(hand)
@@ -245,8 +247,12 @@ def supervise(settings: Settings) -> int:
 
     Returns:
         The status of the process.
+
+    Raises:
+        AddressError: another process serves the address.
     """
-    # It logs the address, as it does without workers, and why it cannot be had.
+    check_address(settings.host, settings.port)
+    # It logs the address, as it does without workers, and why else it cannot be had.
     sock = uvicorn.Config("", host=settings.host, port=settings.port, log_config=None).bind_socket()
     with tempfile.TemporaryDirectory(prefix="attention-metrics-") as folder:
         # Before the workers import the library, which reads it once.

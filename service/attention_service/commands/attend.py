@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,21 +20,25 @@ from attention_service.attention.engine import EngineError
 from attention_service.commands.common import (
     ModulesOption,
     ProviderOption,
+    choice,
     complain,
     console,
+    elsewhere,
     fail,
     misused,
     settings_of,
 )
+from attention_service.commands.given import request_of
 from attention_service.settings import Settings
 from attention_wire import bodies
 from attention_wire.answers import TextAnswer, TopK
 from attention_wire.maps import WIDTH, attention_map, printable
-from attention_wire.problems import ProblemError, dotted
+from attention_wire.problems import Code, ProblemError, dotted
 from attention_wire.tensors import Array
 from attention_wire.validation import validate
 
-_STDIN = "-"
+# How options call the fields of a request.
+_OPTIONS = {"layers": "--layer", "heads": "--head", "text_pair": "--pair", "unit": "--unit"}
 
 
 class TensorFormat(StrEnum):
@@ -51,15 +55,39 @@ class Unit(StrEnum):
     WORD = "word"
 
 
+def _index(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        message = f"{text!r} is no number; for several, repeat the option"
+        raise typer.BadParameter(message) from None
+
+
 def attend(
-    request: Annotated[
-        str, typer.Argument(help="A text; or a request: a file *.json, or - for standard input")
+    given: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEXT|FILE|-",
+            help="A text; or a file or - (standard input), with a text or a request in JSON",
+        ),
     ],
     pair: Annotated[str | None, typer.Option(help="The second text of a pair")] = None,
     module: Annotated[str | None, typer.Option(help="Name of a learned module")] = None,
-    layer: Annotated[list[int] | None, typer.Option(help="Of a text; may be repeated")] = None,
-    head: Annotated[list[int] | None, typer.Option(help="Of a text; may be repeated")] = None,
-    unit: Annotated[Unit | None, typer.Option(help="What rows and columns of a text are")] = None,
+    layer: Annotated[
+        list[int] | None,
+        typer.Option(parser=_index, metavar="<int>", help="Of a text; may be repeated"),
+    ] = None,
+    head: Annotated[
+        list[int] | None,
+        typer.Option(parser=_index, metavar="<int>", help="Of a text; may be repeated"),
+    ] = None,
+    unit: Annotated[
+        Unit | None,
+        choice(Unit, "What rows and columns of a text are"),
+    ] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut a text that is longer than the module takes")
+    ] = False,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="List what each row attends to most, so many keys")
     ] = None,
@@ -75,7 +103,7 @@ def attend(
         bool, typer.Option("--json", help="Print the JSON that the service would send")
     ] = False,
     tensor_format: Annotated[
-        TensorFormat | None, typer.Option(help="Of the JSON; with a text, implies --json")
+        TensorFormat | None, choice(TensorFormat, "Of the JSON; with a text, implies --json")
     ] = None,
     modules: ModulesOption = None,
     provider: ProviderOption = None,
@@ -87,27 +115,31 @@ def attend(
     attention-service attend "The cat sat." --layer 3 --head 5
     """
     settings = settings_of(modules=modules, provider=provider)
-    is_text = _is_text(request)
+    request = request_of(given)
+    is_text = isinstance(request, str)
     as_json = as_json or tensor_format is not None or not is_text
     if as_json and (top_k is not None or png is not None):
         raise misused(
-            "--top-k and --png draw a text given as the argument; --json, --tensor-format and "
-            "requests in JSON are answered in JSON"
+            "--top-k and --png draw a text; --json, --tensor-format and requests in JSON are "
+            "answered in JSON"
         )
+    if png is not None and png.suffix.lower() != ".png":
+        raise misused(f"--png writes a PNG, which {png.name!r} is not called: name a file *.png")
     if pair is not None and not is_text:
         raise misused('--pair goes with a text; write "text_pair" into a request in JSON')
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "layers": layer,
         "heads": head,
         "unit": unit,
         "tensor_format": tensor_format,
         "text_pair": pair,
+        "truncate": truncate or None,
     }
     if as_json:
-        typer.echo(_answer(request, module, given, settings))
+        typer.echo(_answer(request, module, options, settings))
         return
     drawn = {"return": {"output": False, "weights": {"reduce": "mean"}}, "tensor_format": "base64"}
-    answer = _answer(request, module, given | drawn, settings)
+    answer = _answer(request, module, options | drawn, settings)
     matrix = _Matrix.of(answer, f"{_named('layer', layer)}, {_named('head', head)}")
     if png is not None:
         _write(png, matrix)
@@ -120,57 +152,50 @@ def attend(
 # --- Requests --------------------------------------------------------------------------
 
 
-def _is_text(request: str) -> bool:
-    """Whether the argument is a text itself, rather than where a request is."""
-    return request != _STDIN and not request.endswith(".json")
-
-
-def _answer(request: str, module: str | None, given: dict[str, Any], settings: Settings) -> bytes:
+def _answer(
+    request: str | bytes, module: str | None, options: dict[str, Any], settings: Settings
+) -> bytes:
     """The answer as JSON.
 
     Args:
-        request: the argument.
+        request: a text, or a request in JSON.
         module: its name; of a request that holds tensors no field, but a part of the route.
-        given: fields of options; None and empty ones were not given.
+        options: fields of options; None and empty ones were not given.
         settings: of the engine and the modules.
 
     Raises:
         typer.Exit: the request is refused; why has been said.
     """
     try:
-        fields = _fields(request)
+        if isinstance(request, str):
+            fields = bodies.Fields({"text": request}, only_numbers=False)
+        else:
+            fields = bodies.read(bodies.JSON, request, "request")
         if "text" in fields.values:
-            given = {**given, "module": module}
+            options = {**options, "module": module}
         fields.values.update(
-            {name: value for name, value in given.items() if value is not None and value != []}
+            {name: value for name, value in options.items() if value is not None and value != []}
         )
         return local.answer(fields, module, settings)
     except ProblemError as problem:
-        complain(problem.detail)
-        for wrong in problem.errors[1:]:
-            complain(f"{dotted(wrong.loc)}: {wrong.msg}")
+        for line in _refusal(problem, settings, is_text=isinstance(request, str)):
+            complain(line)
         raise typer.Exit(1) from None
     except EngineError as error:
         raise fail(error) from None
 
 
-def _fields(request: str) -> bodies.Fields:
-    """The fields of a text, of a file or of what comes through standard input.
-
-    Raises:
-        typer.Exit: the file cannot be read; why has been said.
-        ProblemError: it is no JSON object.
-    """
-    if _is_text(request):
-        return bodies.Fields({"text": request}, only_numbers=False)
-    if request == _STDIN:
-        document = sys.stdin.buffer.read()
-    else:
-        try:
-            document = Path(request).read_bytes()
-        except OSError as error:
-            raise fail(f"{request} cannot be read: {error.strerror}") from None
-    return bodies.read(bodies.JSON, document, "request")
+def _refusal(problem: ProblemError, settings: Settings, *, is_text: bool) -> Iterator[str]:
+    """What is wrong, and what to do: of a text in the words of this command, not of JSON."""
+    if not problem.errors:
+        yield problem.detail
+    for wrong in problem.errors:
+        name = dotted(wrong.loc)
+        yield f"{_OPTIONS.get(name, name) if is_text else name}: {wrong.msg}"
+    if problem.code == Code.MODULE_NOT_CHOSEN and is_text:
+        yield "--module chooses one"
+    if problem.code == Code.UNKNOWN_MODULE and (hint := elsewhere(settings)):
+        yield hint
 
 
 # --- Maps ------------------------------------------------------------------------------

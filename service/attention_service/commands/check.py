@@ -17,6 +17,7 @@ _CAPTION = (
     "largest error of output, weights, lse and entropy: absolute, and where numbers are above 1 in "
     "parts of the largest"
 )
+_KERNELS = "flash: fused, forms no scores; composed: product, softmax, product, takes every option"
 
 
 def check(
@@ -75,7 +76,7 @@ def _print_plans(engine: Engine) -> None:
         f"{speed.flops / 1e9:.0f} GFLOP/s in tiles and moves {speed.bytes / 1e9:.0f} GB/s"
     )
     table = Table("call (float32, 8 heads of 64)", "kernel", "tiles", "heads × rows × keys",
-                  "GFLOP", "MB moved", "ms", "peak MB")  # fmt: skip
+                  "GFLOP", "MB moved", "ms", "peak MB", caption=_KERNELS)  # fmt: skip
     for name, plan in explain_calls(engine):
         for step in plan.steps:
             shape = " × ".join(map(str, step.tile_shape))

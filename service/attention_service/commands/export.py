@@ -11,7 +11,14 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from attention_service.commands.common import ModulesOption, console, fail, settings_of
+from attention_service.commands.common import (
+    ModulesOption,
+    choice,
+    console,
+    fail,
+    settings_of,
+    warn_of_choice,
+)
 
 
 class StorageDtype(StrEnum):
@@ -36,7 +43,7 @@ def export(
     ] = None,
     sha256: Annotated[str | None, typer.Option(help="Refuse weights with another checksum")] = None,
     dtype: Annotated[
-        StorageDtype, typer.Option(help="What parameters are stored as; float16 halves the file")
+        StorageDtype, choice(StorageDtype, "What parameters are stored as; float16 halves the file")
     ] = StorageDtype.FLOAT32,
     force: Annotated[bool, typer.Option("--force", help="Replace a module of that name")] = False,
 ) -> None:
@@ -62,6 +69,7 @@ def export(
     except exporters.ExportError as error:
         raise fail(error) from None
     typer.echo(f"exported {name} to {folder}")
+    warn_of_choice(settings, name)
 
 
 class _Stages:

@@ -13,7 +13,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from attention_service.attention.engine import Engine
-from attention_service.commands.common import ModulesOption, complain, console, fail, settings_of
+from attention_service.commands.common import (
+    ModulesOption,
+    complain,
+    console,
+    elsewhere,
+    fail,
+    settings_of,
+    warn_of_choice,
+)
 from attention_service.modules import placing
 from attention_service.modules.folder import ModuleFolder
 from attention_service.modules.loading import ModuleError, load, read_manifest
@@ -66,11 +74,19 @@ def _list(settings: Settings) -> None:
             table.add_row(escape(info.name), info.kind, *sizes, longest, licence)
         console(sys.stdout).print(table)
     else:
-        typer.echo(f"There is no module in {settings.modules}.")
+        _tell_of_none(settings)
     for refused in repository.refused:
         complain(f"refused {refused.name}: {refused.reason}")
     if repository.refused:
         raise typer.Exit(1)
+
+
+def _tell_of_none(settings: Settings) -> None:
+    if "modules" in settings.model_fields_set and not settings.modules.exists():
+        raise fail(f"the folder {settings.modules} does not exist")
+    typer.echo(f"There is no module in {settings.modules}.")
+    if hint := elsewhere(settings):
+        complain(hint)
 
 
 @app.command()
@@ -102,7 +118,7 @@ def _facts(manifest: Manifest) -> dict[str, object]:
     facts: dict[str, object] = {
         "kind": manifest.kind,
         "layers": manifest.num_layers,
-        "heads": f"{manifest.num_heads} of {manifest.head_dim}",
+        "heads": f"{manifest.num_heads}, of size {manifest.head_dim}",
         "query size": manifest.embed_dim,
     }
     if manifest.kind == "text":
@@ -161,6 +177,7 @@ def add(
     info = module.info
     sizes = f"{info.kind}, {info.num_layers} layers of {info.num_heads} heads"
     typer.echo(f"added {name} to {settings.modules / name}: {sizes}")
+    warn_of_choice(settings, name)
 
 
 @app.command()
@@ -175,8 +192,21 @@ def remove(
     try:
         target = placing.existing(folder, name)
         if not yes:
-            typer.confirm(f"Delete {target}?", abort=True, err=True)
+            _confirm(target)
         placing.remove(folder, name)
     except placing.PlacingError as error:
         raise fail(error) from None
     typer.echo(f"removed {name} from {folder}")
+
+
+def _confirm(target: Path) -> None:
+    """Ask whether to delete it.
+
+    Raises:
+        typer.Exit: it is to stay.
+    """
+    try:
+        typer.confirm(f"Delete {target}?", abort=True, err=True)
+    except typer.Abort:
+        typer.echo(err=True)  # ends the line of the question
+        raise fail("nothing was deleted; --yes deletes without asking") from None

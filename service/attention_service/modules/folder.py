@@ -48,15 +48,25 @@ class ModuleFolder:
         path: it may be missing or empty, and then there are no modules.
         engine: loads the graphs.
         default_text_module: the text module of calls that name none.
+        only: the one module to load; by default all of them.
 
     Attributes:
         current: what the last look gave; no modules before the first.
     """
 
-    def __init__(self, path: Path, engine: Engine, default_text_module: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        engine: Engine,
+        default_text_module: str | None = None,
+        *,
+        only: str | None = None,
+    ) -> None:
         self._path = path
         self._engine = engine
         self._default_text_module = default_text_module
+        self._only = only
+        self._said: str | None = None
         self._held: dict[str, _Held] = {}
         self.current = self._repository()
 
@@ -93,14 +103,24 @@ class ModuleFolder:
         try:
             paths = [path for path in self._path.iterdir() if path.is_dir()]
         except FileNotFoundError:
-            if not self._held:
-                logger.info("module folder %s does not exist: tensors are served", self._path)
+            self._say(logging.WARNING, "does not exist: only tensors are served")
             return {}
         except OSError as error:
-            logger.error("module folder %s cannot be listed: %s", self._path, error.strerror)
+            self._say(logging.ERROR, f"cannot be listed: {error.strerror}")
             return None
         # One that begins with a dot is an exporter's unfinished work.
-        return {_name(path): path for path in paths if not path.name.startswith(".")}
+        found = {_name(path): path for path in paths if not path.name.startswith(".")}
+        if self._only is not None:
+            return {name: path for name, path in found.items() if name == self._only}
+        names = ", ".join(sorted(found))
+        self._say(logging.INFO, f"holds {names}" if names else "is empty: only tensors are served")
+        return found
+
+    def _say(self, level: int, state: str) -> None:
+        """Log what has become of the folder, once: it is looked at every few seconds."""
+        if state != self._said:
+            logger.log(level, "module folder %s %s", self._path, state)
+            self._said = state
 
     def _missing(self, seen: dict[str, _Held]) -> dict[str, _Held]:
         """Those that were there a look ago: to replace a folder takes two renames."""
@@ -126,8 +146,7 @@ class ModuleFolder:
             return _Held(fingerprint, old, str(error))
         finally:
             give_back_now()
-        if before is not None:
-            logger.info("module %s is taken up anew", name)
+        logger.info("module %s is taken up%s", name, "" if before is None else " anew")
         return _Held(fingerprint, module, None)
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
 from pydantic import ValidationError
 
 from attention_service.attention.engine import Engine, EngineError, Session
+from attention_service.modules import placing
 from attention_service.modules.cutting import CutError
 from attention_service.modules.layered import LayeredModel
-from attention_service.modules.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, sha256
+from attention_service.modules.manifest import (
+    MANIFEST_FILE,
+    MODEL_FILE,
+    RESERVED_NAME,
+    Manifest,
+    sha256,
+)
 from attention_service.modules.multi_head import INPUTS as MULTI_HEAD_INPUTS
 from attention_service.modules.multi_head import MultiHeadModule
 from attention_service.modules.text import INPUTS as TEXT_INPUTS
@@ -34,6 +42,10 @@ def load(folder: Path, engine: Engine) -> Module:
     """
     if not folder.name.isprintable():
         raise ModuleError("the name of its folder is not printable text")
+    if folder.name == RESERVED_NAME:
+        raise ModuleError(
+            f"{RESERVED_NAME!r} is what /v2 calls plain attention; give its folder another name"
+        )
     manifest = read_manifest(folder)
     _check_files(folder, manifest)
     info = ModuleInfo(
@@ -106,6 +118,20 @@ def read_manifest(folder: Path) -> Manifest:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or MANIFEST_FILE
         raise ModuleError(f"{MANIFEST_FILE} is not valid: {where}: {first['msg']}") from error
+
+
+def text_modules(modules: Path) -> list[str]:
+    """The names of a folder's text modules, by what their manifests say; none is loaded.
+
+    Raises:
+        PlacingError: the folder cannot be listed.
+    """
+    found = []
+    for name in placing.names(modules):
+        with suppress(ModuleError):
+            if read_manifest(modules / name).kind == "text":
+                found.append(name)
+    return found
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:

@@ -19,6 +19,8 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# What /v2 calls plain attention; no module can have this name.
+RESERVED_NAME = "sdpa"
 MANIFEST_FILE = "module.json"
 MODEL_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"

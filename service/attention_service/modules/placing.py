@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from attention_service.modules.manifest import MANIFEST_FILE
+from attention_service.modules.manifest import MANIFEST_FILE, RESERVED_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +149,8 @@ def target(modules: Path, name: str, *, force: bool) -> Path:
             f"{name!r} cannot name a module: up to 64 letters, digits, '.', '_' and '-', "
             "the first one a letter or digit"
         )
+    if name == RESERVED_NAME:
+        raise PlacingError(f"{name!r} is what /v2 calls plain attention; choose another name")
     place = modules / name
     if not force:
         _check_free(place)

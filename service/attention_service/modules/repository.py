@@ -90,11 +90,15 @@ class Repository:
         if not names:
             raise ProblemError(
                 Code.UNKNOWN_MODULE,
-                f"No text module is loaded. Add one to the module folder, for example with "
-                f"`attention-service export sentence-transformers/all-MiniLM-L6-v2 "
+                f"There is no text module in {self._folder}. Name another folder by --modules or "
+                f"ATTENTION_MODULES (`make` has its own in .modules), or add one, for example "
+                f"with `attention-service export sentence-transformers/all-MiniLM-L6-v2 "
                 f"--name all-MiniLM-L6-v2 --modules {self._folder}`.",
             )
-        message = f"is needed, since there are several text modules: {', '.join(names)}"
+        message = (
+            f"is needed, since there are several text modules: {', '.join(names)}; or let the "
+            "service's setting text_module (ATTENTION_TEXT_MODULE) name the one to take"
+        )
         raise ProblemError.of_field("module", message, Code.MODULE_NOT_CHOSEN)
 
     def _unknown(self, name: str, loc: Loc) -> ProblemError:

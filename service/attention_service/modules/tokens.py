@@ -115,7 +115,7 @@ class Tokenizer:
             raise ProblemError.of_field(
                 place,
                 f"has {len(encoding)} tokens where the module takes {max_length}, special "
-                'tokens included; send a shorter text, or "truncate": true',
+                "tokens included; send a shorter text, or set truncate",
                 Code.TEXT_TOO_LONG,
             )
         return Tokens(

@@ -11,6 +11,7 @@ from attention_service.attention.engine import Engine
 from attention_service.attention.job import Job
 from attention_service.attention.sdpa import AttentionJob
 from attention_service.modules.asked import CLASSES, STATISTICS
+from attention_service.modules.manifest import RESERVED_NAME
 from attention_service.modules.multi_head import MultiHeadJob, MultiHeadModule
 from attention_service.modules.repository import Repository
 from attention_service.modules.text import TextModule
@@ -23,7 +24,7 @@ from attention_wire.schemas import AttentionRequest, ModuleRequest, TextRequest
 from attention_wire.tensors import Array
 from attention_wire.validation import validate
 
-SDPA = "sdpa"
+SDPA = RESERVED_NAME
 # No number stands for "no word": a special token has none.
 _NONE = -1
 

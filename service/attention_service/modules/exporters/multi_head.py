@@ -8,6 +8,8 @@ without ``add_zero_attn``. Tensors always have the batch first.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from attention_service.modules.exporters import blocks
@@ -40,6 +42,12 @@ def _matches(source: Source, weights: Weights) -> bool:
     return source.config is None and any(
         name in weights for name in ("in_proj_weight", *_SEPARATE, "out_proj.weight")
     )
+
+
+def prefixes(weights: Weights) -> list[str]:
+    """Where in a larger state dict such modules stand, as ``layers.0.self_attn``."""
+    found = (re.fullmatch(r"(.+)\.(?:in_proj|q_proj)_weight", name) for name in weights)
+    return sorted(match[1] for match in found if match)
 
 
 def _build(_source: Source, weights: Weights, num_heads: int | None) -> Built:

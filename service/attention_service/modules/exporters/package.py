@@ -24,7 +24,13 @@ from attention_service.modules.exporters import (
 )
 from attention_service.modules.exporters.errors import ExportError
 from attention_service.modules.exporters.family import Built, Family
-from attention_service.modules.exporters.source import Source, is_local, locate, read
+from attention_service.modules.exporters.source import (
+    CONFIG_FILE,
+    Source,
+    is_local,
+    locate,
+    read,
+)
 from attention_service.modules.exporters.weights import Weights
 from attention_service.modules.manifest import (
     MANIFEST_FILE,
@@ -91,20 +97,22 @@ def export(
         ExportError: nothing was exported, and nothing of it is left in ``modules``.
     """
     storage.check(dtype)
+    expected_sha256 = expected_sha256 and expected_sha256.strip().lower()
     done = "done"
     try:
         target = placing.target(modules, name, force=force)
         progress("reading the source" if is_local(source) else "downloading the weights", 0.0)
         files = read(*locate(source))
-        progress("checking the weights' checksum", 0.3)
-        checksum = _checksum(files.weights_files)
-        _check_sum(files.label, checksum, expected_sha256)
-        progress("building the graph", 0.4)
+        if expected_sha256 is not None:  # what is to be checked is not opened before
+            progress("checking the weights' checksum", 0.1)
+            _check_sum(files, expected_sha256)
+        progress("building the graph", 0.3)
         built = _build(files, num_heads)
+        progress("taking the weights' checksum", 0.5)
         facts = {
             "license": license or files.license,
             "source": origin or files.label,
-            "source_sha256": checksum,
+            "source_sha256": expected_sha256 or _checksum(files.weights_files),
         }
         built = Built(built.model, built.manifest.model_copy(update=facts))
         stored = (
@@ -134,10 +142,12 @@ def _checksum(files: tuple[Path, ...]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _check_sum(label: str, found: str, expected: str | None) -> None:
-    if expected is not None and found != expected.strip().lower():
+def _check_sum(source: Source, expected: str) -> None:
+    found = _checksum(source.weights_files)
+    if found != expected:
         raise ExportError(
-            f"{label} is not the expected file: its SHA-256 is {found}, expected was {expected}"
+            f"{source.label} is not the expected file: its SHA-256 is {found}, expected was "
+            f"{expected}"
         )
 
 
@@ -147,6 +157,18 @@ def _build(source: Source, num_heads: int | None) -> Built:
         if family.matches(source, weights):
             return family.build(source, weights, num_heads)
     known = "; ".join(family.name for family in FAMILIES)
+    folder = source.weights_files[0].parent
+    if source.config is None and (folder / CONFIG_FILE).is_file():
+        raise ExportError(
+            f"{source.label} is a part of a model, whose {CONFIG_FILE} lies beside it: export the "
+            f"folder, {folder}"
+        )
+    if inside := multi_head.prefixes(weights):
+        raise ExportError(
+            f"{source.label} holds torch.nn.MultiheadAttention inside of other modules, under "
+            f"{', '.join(inside[:3])}{', …' if len(inside) > 3 else ''}: save one alone, as in "
+            f"safetensors.torch.save_file(model.get_submodule({inside[0]!r}).state_dict(), …)"
+        )
     if source.config is None:
         found = "has no config.json and is not the state dict of a torch.nn.MultiheadAttention"
     else:

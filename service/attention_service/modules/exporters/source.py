@@ -60,8 +60,18 @@ class Source:
 
 
 def is_local(source: str | Path) -> bool:
-    """Whether a source is a path; what exists as a path is never looked up elsewhere."""
-    return isinstance(source, Path) or Path(source).expanduser().exists()
+    """Whether a source is a path; what exists as a path is never looked up elsewhere.
+
+    Raises:
+        ExportError: it is neither a path nor an id on the Hugging Face Hub.
+    """
+    if isinstance(source, Path) or Path(source).expanduser().exists():
+        return True
+    if not _HUB_ID.fullmatch(source) or source.endswith(".safetensors"):
+        raise ExportError(
+            f"{source!r} is neither a file or folder nor a Hugging Face id (owner/name)"
+        )
+    return False
 
 
 def locate(source: str | Path) -> tuple[Path, str]:
@@ -82,12 +92,7 @@ def locate(source: str | Path) -> tuple[Path, str]:
         if not path.exists():
             raise ExportError(f"there is no file or folder {path}")
         return path, path.name
-    hub_id = str(source)
-    if not _HUB_ID.fullmatch(hub_id) or hub_id.endswith(".safetensors"):
-        raise ExportError(
-            f"{hub_id!r} is neither a file or folder nor a Hugging Face id (owner/name)"
-        )
-    repository, _, revision = hub_id.partition("@")
+    repository, _, revision = str(source).partition("@")
     path = _download(repository, revision or None)
     return path, f"{repository}@{path.name}"
 
@@ -128,9 +133,11 @@ def _weights_files(folder: Path) -> tuple[Path, ...]:
     if len(files) == 1:
         return (files[0],)
     if files:
+        is_model = (folder / CONFIG_FILE).is_file()
+        cure = "leave one of them there" if is_model else "name the file itself"
         raise ExportError(
             f"{folder} holds {len(files)} safetensors files, none is named {WEIGHTS_FILE}, and "
-            f"no {INDEX_FILE} says that they belong together: add it, or name the file itself"
+            f"no {INDEX_FILE} says that they belong together: add it, or {cure}"
         )
     pickled = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLED)
     if pickled:
