@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -69,6 +70,10 @@ class Settings(BaseSettings):
     root_path: str = ""
     """Path prefix that a proxy takes off before it forwards."""
 
+    trusted_proxies: str = ""
+    """Addresses and networks, with commas between them, of proxies whose ``X-Forwarded-For`` says
+    who calls; of anybody else it is not believed."""
+
     max_body_bytes: int = Field(default=256 * MEBIBYTE, ge=1024)
     """Largest request body, after decompression too."""
 
@@ -133,6 +138,14 @@ class Settings(BaseSettings):
         except OSError as error:
             raise ValueError(f"{value} cannot be listed: {error.strerror}") from None
         return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        items = [item.strip() for item in value.split(",") if item.strip()]
+        for item in items:
+            ip_network(item)  # its error names the item
+        return ",".join(items)
 
     @field_validator("root_path")
     @classmethod
