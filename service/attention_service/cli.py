@@ -63,6 +63,7 @@ def main(
 # Settings that nobody types: from their variables alone.
 _VARIABLES_ONLY = (
     "modules_poll",
+    "trusted_proxies",
     "max_body_bytes",
     "max_answer_bytes",
     "memory_budget_bytes",

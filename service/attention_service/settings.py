@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -106,6 +107,10 @@ class Settings(BaseSettings):
     root_path: str = ""
     """Path prefix that a proxy takes off before it forwards."""
 
+    trusted_proxies: str = ""
+    """Addresses and networks, with commas between them, of proxies whose ``X-Forwarded-For`` says
+    who calls; of anybody else it is not believed."""
+
     max_body_bytes: Bytes = Field(default=256 * MEBIBYTE, ge=1024)
     """Largest request body, after decompression too."""
 
@@ -180,6 +185,14 @@ class Settings(BaseSettings):
     @classmethod
     def _as_other_programs_call_it(cls, value: object) -> object:
         return "warning" if value == "warn" else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        items = [item.strip() for item in value.split(",") if item.strip()]
+        for item in items:
+            ip_network(item)  # its error names the item
+        return ",".join(items)
 
     @field_validator("root_path")
     @classmethod

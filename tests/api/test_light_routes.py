@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from attention_service.api.app import create_app
+from attention_service.attention.engine import PROVIDERS
 from attention_service.serving.lifecycle import Lifecycle
 from attention_service.settings import Settings
 from tests.api.conftest import SMALL_ANSWER, SMALL_BODY, SMALL_MEMORY
@@ -31,6 +32,7 @@ def test_info_says_what_runs_here_and_what_it_takes(small: Caller) -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", info["version"])
     assert info["provider"] == "CPUExecutionProvider"
     assert info["provider"] in info["available_providers"]
+    assert set(info["available_providers"]) <= set(PROVIDERS.values())  # what can be chosen
     assert info["threads"] >= 1
     assert info["keys_required"] is False
     assert info["warnings"] == []  # this one listens on loopback

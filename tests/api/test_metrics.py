@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from attention_service.settings import Settings
@@ -55,7 +57,7 @@ def test_the_document_names_every_metric_and_its_labels(url: str, http: httpx.Cl
     http.post("/v1/attention", json=TENSORS)
     names, samples = read(url)
     told = re.findall(
-        r"^\| `(attention_\w+)` \| ([\w, ]*) ?\|",
+        r"^\| `((?:attention|process)_\w+)` \| ([\w, ]*) ?\|",
         (ROOT / "docs/metrics.md").read_text(),
         re.MULTILINE,
     )
@@ -88,6 +90,98 @@ def test_calls_are_counted(url: str, http: httpx.Client) -> None:
     assert value(after, "attention_sessions") >= 1
     assert 2**24 < value(after, "attention_memory_resident_bytes") < 2**34
     assert value(after, "attention_memory_budget_bytes") > 2**24
+
+
+def test_whole_requests_are_timed(url: str, http: httpx.Client) -> None:
+    _, before = read(url)
+    begin = time.perf_counter()
+    http.post("/v1/attention", json=TENSORS)
+    took = time.perf_counter() - begin
+    http.post("/v1/attention", content=b"{")
+    http.post("/v1/text/attention", json={"text": "a"}, headers={"X-Request-Timeout": "1e-9"})
+    _, after = read(url)
+    for name, route, status_class, low, high in (
+        ("count", "/v1/attention", "2xx", 1, 1),
+        ("count", "/v1/attention", "4xx", 1, 1),
+        ("count", "/v1/text/attention", "5xx", 1, 1),
+        ("sum", "/v1/attention", "2xx", 0, took),
+    ):
+        labels = {"route": route, "status_class": status_class}
+        full = f"attention_request_seconds_{name}"
+        assert low <= value(after, full, **labels) - value(before, full, **labels) <= high
+    phases = [
+        value(after, "attention_phase_seconds_sum", module="sdpa", phase=phase)
+        for phase in ("parse", "queue", "compute", "serialize")
+    ]
+    labels = {"route": "/v1/attention", "status_class": "2xx"}
+    assert sum(phases) <= value(after, "attention_request_seconds_sum", **labels)
+
+
+def test_limits_stand_beside_what_they_limit(
+    modules: Path, start_service: Callable[[Settings], RunningService]
+) -> None:
+    limited = {"max_running": 3, "max_waiting": 7, "memory_budget_bytes": 2**30}
+    settings = Settings(modules=modules, provider="cpu", threads=4, **limited)
+    _, samples = read(start_service(settings).url)
+    # Three large ones, a small one in each of four threads, and two that can be shared.
+    assert value(samples, "attention_places") == 3 + 4 + 2
+    assert value(samples, "attention_queue_limit") == 7
+    assert value(samples, "attention_memory_budget_bytes") == 2**30
+
+
+def test_what_state_it_is_in(
+    tmp_path: Path, start_service: Callable[[Settings], RunningService]
+) -> None:
+    (tmp_path / "modules" / "broken").mkdir(parents=True)
+    keys = tmp_path / "keys"
+    good = f"prometheus:{hashlib.sha256(b'secret').hexdigest()}\n"
+    keys.write_text(good)
+    begin = time.time()
+    settings = Settings(modules=tmp_path / "modules", api_keys_file=keys, provider="cpu")
+    url = start_service(settings).url
+
+    names = (
+        *(f"attention_{name}" for name in ("ready", "modules_serving", "modules_refused")),
+        "attention_keys_stale",
+        "process_start_time_seconds",
+    )
+
+    def states() -> list[float]:
+        text = httpx.get(f"{url}/metrics", headers={"Authorization": "Bearer secret"}).text
+        return [float(re.findall(rf"^{name} (.*)$", text, re.MULTILINE)[0]) for name in names]
+
+    *first, start = states()
+    assert first == [1, 0, 1, 0]
+    assert begin <= start <= time.time()
+    for content, is_stale in (("nonsense\n", 1), (good + "# again\n", 0)):
+        keys.write_text(content)
+        end = time.monotonic() + 10
+        while states()[3] != is_stale:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+ALERTS = ROOT / "deploy/compose/alerts.yaml"
+
+
+def test_alerts_ask_for_metrics_and_labels_that_there_are(url: str, http: httpx.Client) -> None:
+    http.post("/v1/attention", json=TENSORS)
+    _, samples = read(url)
+    of_prometheus = {"job", "instance"}  # which it gives to all that it scrapes
+    labels_of = {"up": of_prometheus}
+    for name, labels in samples:
+        labels_of[name] = labels_of.get(name, of_prometheus) | {label for label, _ in labels}
+    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
+    told = (ROOT / "docs/metrics.md").read_text()
+    for rule in group["rules"]:
+        assert rule.keys() == {"alert", "expr", "for", "labels", "annotations"}
+        expression = rule["expr"]
+        assert f"`{expression}`" in told, expression  # what to do about it
+        asked = re.findall(r"\b((?:attention|process)_\w+|up)\b(?:\{([^}]*)\})?", expression)
+        assert asked, expression
+        for name, selector in asked:
+            assert name in labels_of, expression
+            assert set(re.findall(r"(\w+)\s*[=!]", selector)) <= labels_of[name]
 
 
 def test_modules_have_series_of_their_own_and_made_up_names_none(
@@ -138,4 +232,5 @@ def test_those_of_several_workers_add_up(environment: dict[str, str], tmp_path: 
             return value(read(url)[1], "attention_memory_budget_bytes")
 
         assert budget() == 2 * one
+        assert value(samples, "attention_ready") == 1
         assert sum(sample == "attention_info" for sample, _ in samples) == 1

@@ -136,6 +136,97 @@ def test_the_caller_is_the_name_of_its_key(environment: dict[str, str], tmp_path
     assert digest not in served.log
 
 
+@pytest.mark.parametrize(
+    ("trusted", "caller"),
+    [
+        ("", "127.0.0.1"),
+        ("10.0.0.0/8", "127.0.0.1"),  # the one that connects is none of them
+        ("10.0.0.0/8, 127.0.0.1", "198.51.100.7"),
+    ],
+)
+def test_the_caller_behind_a_proxy_is_named_by_one_that_is_trusted(
+    environment: dict[str, str], tmp_path: Path, trusted: str, caller: str
+) -> None:
+    variables = environment | {"ATTENTION_TRUSTED_PROXIES": trusted, "FORWARDED_ALLOW_IPS": "*"}
+    words = ("--log-format", "json", "--drain-delay", "0")
+    with serving(variables, tmp_path, *words) as served:
+        url = served.logged(r"running on (http://[\d.:]+)")[1]
+        # What the caller made up, then what its own proxy and ours saw.
+        forwarded = "203.0.113.9, 198.51.100.7, 10.0.0.3"
+        httpx.get(f"{url}/v1/info", headers={"X-Forwarded-For": forwarded})
+        served.signal(signal.SIGTERM)
+        assert served.wait() == 0
+    assert [line["caller"] for line in objects(served) if "path" in line] == [caller]
+
+
+PHASES = {"parse_ms", "queue_ms", "compute_ms", "serialize_ms"}
+
+
+def test_a_line_says_where_the_time_went_and_how_much_was_sent(
+    environment: dict[str, str], text_module: Path
+) -> None:
+    words = ("--log-format", "json", "--drain-delay", "0")
+    body = b'{"query": [[1, 0]], "key": [[1, 0]], "value": [[1, 2]]}'
+    slow = b'{"text": "%s"}' % (b"a " * 400)
+    with serving(environment, text_module, *words) as served:
+        url = served.logged(r"running on (http://[\d.:]+)")[1]
+        with httpx.Client(base_url=url, timeout=60) as http:
+            # The first in full, and those after the second by its form.
+            answers = [http.post("/v1/attention", content=body) for _ in range(4)]
+            answers.append(http.post("/v1/text/attention", json={"text": "a cat"}))
+            http.post("/v1/attention", content=b"{")
+            late = http.post(
+                "/v1/text/attention", content=slow, headers={"X-Request-Timeout": "0.005"}
+            )
+            http.get("/nothing")
+            http.get("/v1/info")
+        served.signal(signal.SIGTERM)
+        assert served.wait() == 0
+    lines = [line for line in objects(served) if "path" in line]
+    for line, answer in zip(lines, answers, strict=False):
+        timing = dict(re.findall(r"(\w+);dur=([\d.]+)", answer.headers["Server-Timing"]))
+        assert {name: line[name] for name in PHASES} == {
+            f"{phase}_ms": float(milliseconds) for phase, milliseconds in timing.items()
+        }
+        assert sum(line[name] for name in PHASES) <= line["duration_ms"]
+        assert line["request_bytes"] == len(answer.request.content)
+        assert line["answer_bytes"] == len(answer.content)
+        assert "code" not in line
+    named = [line["attention_module"] for line in lines[:5]]
+    assert named == ["sdpa"] * 4 + ["all-MiniLM-L6-v2"]
+    wrong, ended, nothing, info = lines[5:]
+    assert (wrong["code"], wrong["request_bytes"]) == ("malformed_json", 1)
+    assert late.json()["code"] == ended["code"] == "deadline"
+    assert ended["attention_module"] == "all-MiniLM-L6-v2"
+    assert "compute_ms" not in ended  # a phase that did not end
+    assert nothing["code"] == "not_found"
+    assert not {"code", "request_bytes", *PHASES} & info.keys()
+
+
+def test_a_line_for_people_says_the_same_in_short(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    with serving(environment, tmp_path, "--drain-delay", "0") as served:
+        headers = {"X-Request-ID": "mine"}
+        good = {name: [[1.0, 0.0]] for name in ("query", "key", "value")}
+        answer = httpx.post(f"{served.url()}/v1/attention", json=good, headers=headers)
+        httpx.post(f"{served.url()}/v1/attention", content=b"{", headers=headers)
+        httpx.get(f"{served.url()}/v1/info", headers=headers)
+        served.signal(signal.SIGTERM)
+        assert served.wait() == 0
+    told = re.findall(r"INFO \S+envelope: (.*)", served.log)
+    sizes = f"in {len(answer.request.content)} B out {len(answer.content)} B"
+    ms = r"\d+\.\d ms"
+    expected = [
+        rf"POST /v1/attention 200 {ms} mine sdpa queue {ms} compute {ms} {sizes}",
+        rf"POST /v1/attention 400 {ms} mine malformed_json in 1 B",
+        rf"GET /v1/info 200 {ms} mine",
+    ]
+    assert len(told) == len(expected)
+    for line, form in zip(told, expected, strict=True):
+        assert re.fullmatch(form, line)
+
+
 TOGETHER = """
 import io, logging, sys, threading
 from attention_service import logs

@@ -26,6 +26,7 @@ FIELDS: dict[str, tuple[str, Any, str | None]] = {
     "provider": ("cuda", "cuda", "gpu"),
     "workers": ("4", 4, "0"),
     "threads": ("3", 3, "0"),
+    "trusted_proxies": ("10.0.0.1,fd00::/8", "10.0.0.1,fd00::/8", "10.0.0.1, proxy"),
     "root_path": ("/attention", "/attention", None),
     "max_body_bytes": ("4096", 4096, "1023"),
     "max_answer_bytes": ("8192", 8192, "many"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
+import json
 import os
 import re
+import socket
 import threading
 import time
 from collections import Counter
@@ -21,6 +24,7 @@ import yaml
 
 from attention_client import AttentionClient
 from attention_service.api.problems import STATUS
+from attention_service.settings import Settings
 from attention_wire.bodies import PROBLEM
 from attention_wire.problems import TYPE_PREFIX, Code, ProblemDetails
 from tests.reference import attention
@@ -61,6 +65,7 @@ class Deployment:
     """HAProxy, its replicas by the name that its configuration gives them, and its log."""
 
     url: str
+    metrics_url: str
     replicas: dict[str, Service]
     log: Path
 
@@ -91,10 +96,13 @@ class Deployment:
         return Counter(line.replica for line in lines)
 
 
-def configuration(port: int, replicas: dict[str, Service]) -> str:
+def configuration(port: int, metrics_port: int, replicas: dict[str, Service]) -> str:
     """The deployed configuration; only the addresses are those of this test."""
     text = CONFIGURATION
-    addresses = {"bind :8080": f"bind 127.0.0.1:{port}"}
+    addresses = {
+        "bind :8080": f"bind 127.0.0.1:{port}",
+        "bind :8404": f"bind 127.0.0.1:{metrics_port}",
+    }
     for name, service in replicas.items():
         addresses[f"server {name} {name}:8080"] = f"server {name} 127.0.0.1:{service.port}"
     for there, here in addresses.items():
@@ -111,9 +119,9 @@ def deployed(modules: Path, folder: Path) -> Iterator[Deployment]:
             name: stack.enter_context(serving(modules, folder / f"{name}.log", drain_delay=5))
             for name in REPLICAS
         }
-        port = free_port()
+        port, metrics_port = free_port(), free_port()
         file, log = folder / "haproxy.cfg", folder / "haproxy.log"
-        file.write_text(configuration(port, replicas))
+        file.write_text(configuration(port, metrics_port, replicas))
         run(["haproxy", "-c", "-f", file])
         # With one processor HAProxy takes one thread. Of several that write a line of the log at
         # once, one gives up, and the tests read all lines.
@@ -123,7 +131,7 @@ def deployed(modules: Path, folder: Path) -> Iterator[Deployment]:
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(url, process)
         try:
-            yield Deployment(url, replicas, log)
+            yield Deployment(url, f"http://127.0.0.1:{metrics_port}", replicas, log)
         finally:
             # All begin to drain; the second signal that each gets in the end cuts that short.
             for replica in replicas.values():
@@ -189,23 +197,50 @@ def ids(answers: list[httpx.Response]) -> list[str]:
 
 def test_it_fits_the_compose_file() -> None:
     services = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
-    proxy = services.pop("haproxy")
+    proxy, prometheus = services.pop("haproxy"), services.pop("prometheus")
     servers = dict(re.findall(r"^ +server (\S+) (\S+)$", CONFIGURATION, re.MULTILINE))
     assert servers == {name: f"{name}:8080" for name in services}
     assert tuple(services) == tuple(proxy["depends_on"]) == REPLICAS
     assert proxy["ports"] == ["127.0.0.1:8080:8080"]
     assert proxy["volumes"] == ["./haproxy.cfg:/usr/local/etc/haproxy/haproxy.cfg:ro"]
-    for service in [proxy, *services.values()]:
+    for service in [proxy, prometheus, *services.values()]:
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_replicas_are_checked_as_their_image_is_and_believe_the_proxy_of_their_network() -> None:
+    services = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
+    (check,) = re.findall(
+        r"^HEALTHCHECK .*\\\n +CMD (.*)$", (REPOSITORY / "Dockerfile").read_text(), re.MULTILINE
+    )
+    for name in REPLICAS:
+        assert services[name]["healthcheck"]["test"] == ["CMD", *json.loads(check)]
+        variables = {key.lower(): value for key, value in services[name]["environment"].items()}
+        trusted = Settings(trusted_proxies=variables["attention_trusted_proxies"]).trusted_proxies
+        networks = [ipaddress.ip_network(network) for network in trusted.split(",")]
+        assert all(network.is_private for network in networks)
+
+
+def test_each_replica_and_the_proxy_are_scraped() -> None:
+    prometheus = yaml.safe_load((COMPOSE / "prometheus.yaml").read_text())
+    targets = {
+        job["job_name"]: [target for one in job["static_configs"] for target in one["targets"]]
+        for job in prometheus["scrape_configs"]
+    }
+    (metrics_port,) = re.findall(r"^frontend metrics\n +bind :(\d+)$", CONFIGURATION, re.MULTILINE)
+    assert targets == {
+        "attention": [f"{name}:8080" for name in REPLICAS],
+        "haproxy": [f"haproxy:{metrics_port}"],
+    }
+    assert all((COMPOSE / file).is_file() for file in prometheus["rule_files"])
 
 
 def test_what_it_answers_itself_has_the_form_of_the_services_errors() -> None:
     answers = re.findall(
         r"http-error status (\d+) content-type (\S+) string '(.+?)'", CONFIGURATION
     )
-    assert [int(status) for status, *_ in answers] == [408, 502, 503, 504]
+    assert [int(status) for status, *_ in answers] == [404, 408, 502, 503, 504]
     for status, media_type, body in answers:
         assert media_type == PROBLEM
         problem = ProblemDetails.model_validate_json(body)
@@ -258,6 +293,43 @@ def test_the_callers_request_id_passes_through(deployment: Deployment) -> None:
     )
     assert answer.headers["X-Request-ID"] == "a-callers-own-id"
     assert deployment.logged("a-callers-own-id")[0].status == 200
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/%6detrics", "/metrics?a=b", "/metrics#a"])
+def test_the_public_sees_no_metrics(deployment: Deployment, path: str) -> None:
+    host, port = deployment.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), 5) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        with connection.makefile("rb") as file:
+            answer = file.read()
+    assert answer.startswith((b"HTTP/1.1 404", b"HTTP/1.1 400"))
+    assert b"attention_" not in answer
+
+
+def test_it_tells_prometheus_of_its_replicas(deployment: Deployment) -> None:
+    answer = httpx.get(f"{deployment.metrics_url}/metrics", trust_env=False)
+    for name in REPLICAS:
+        is_up = f'haproxy_server_status{{proxy="replicas",server="{name}",state="UP"}} 1'
+        assert is_up in answer.text
+    nothing = httpx.get(f"{deployment.metrics_url}/v1/info", trust_env=False)
+    assert nothing.status_code == httpx.codes.NOT_FOUND
+
+
+def test_the_service_learns_who_calls(
+    modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATTENTION_TRUSTED_PROXIES", "127.0.0.1")
+    monkeypatch.setenv("ATTENTION_LOG_FORMAT", "json")
+    with deployed(modules, tmp_path) as deployment:
+        headers = {"X-Request-ID": "of-another", "X-Forwarded-For": "203.0.113.9"}
+        transport = httpx.HTTPTransport(local_address="127.0.0.2")
+        with httpx.Client(transport=transport, headers=headers, trust_env=False) as client:
+            assert client.post(f"{deployment.url}/v1/attention", json=CALL).is_success
+        (line,) = deployment.logged("of-another")
+        time.sleep(0.5)  # lines of the log are written afterwards
+        log = (tmp_path / f"{line.replica}.log").read_text()
+    (told,) = (json.loads(text) for text in log.splitlines() if "of-another" in text)
+    assert told["caller"] == "127.0.0.2"
 
 
 def test_a_call_larger_than_haproxys_buffers(deployment: Deployment) -> None:

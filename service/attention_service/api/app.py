@@ -77,9 +77,9 @@ def create_app(
         max_wait=settings.max_wait,
     )
     afterwards = Afterwards()
-    metrics = Metrics(admission, engine, is_shared=settings.workers > 1)
-    batching = Batching(admission, settings.batch_bytes, metrics.computed)
     folder = ModuleFolder(settings.modules, engine, settings.text_module)
+    metrics = Metrics(admission, engine, folder, lifecycle, keys, is_shared=settings.workers > 1)
+    batching = Batching(admission, settings.batch_bytes, metrics.computed)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

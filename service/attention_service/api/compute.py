@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from http import HTTPStatus
+from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
 from opentelemetry.trace import Tracer
@@ -17,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from attention_service.api.answers import Answer, check_limits
 from attention_service.api.forms import Form
 from attention_service.api.hang_up import HangUp
+from attention_service.api.inference.models import SDPA
 from attention_service.api.metrics import Metrics
 from attention_service.api.operations import Answered, Operation
 from attention_service.api.phases import Attributes, Stopwatch
@@ -39,7 +41,7 @@ Asked = TypeVar("Asked", AttentionRequest, ModuleRequest, TextRequest)
 # Parsing and writing less than this takes less time than handing it to a thread.
 _THREAD_BYTES = 128 * 1024
 # What proxies log for it too; no answer has this status, since nobody is there to read it.
-CALLER_GONE = 499
+CALLER_GONE, GONE = 499, "caller_gone"
 
 
 class ComputeEndpoint:
@@ -66,21 +68,27 @@ class ComputeEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One call. Its problems are counted and answered here."""
-        request = Request(scope, receive, send)
+        request, started = Request(scope, receive, send), perf_counter()
         try:
             if self._lifecycle.status == "starting":
                 raise ProblemError(Code.NOT_READY, "The modules are being loaded.", retry_after=1)
             lifetime = Lifetime(_timeout(request, self._settings.max_timeout))
             is_sent = await self._answer(request, lifetime, send)
         except ProblemError as problem:
-            self._metrics.count(self._route, STATUS[problem.code], problem.code)
+            self._count(STATUS[problem.code], problem.code, started)
             await problem_response(problem, request)(scope, receive, send)
         except Exception:
-            self._metrics.count(self._route, STATUS[Code.INTERNAL], Code.INTERNAL)
+            self._count(STATUS[Code.INTERNAL], Code.INTERNAL, started)
             raise
         else:
-            status, code = (HTTPStatus.OK, "") if is_sent else (CALLER_GONE, "caller_gone")
-            self._metrics.count(self._route, status, code)
+            if is_sent:
+                self._count(HTTPStatus.OK, "", started)
+            else:
+                scope["state"]["code"] = GONE
+                self._count(CALLER_GONE, GONE, started)
+
+    def _count(self, status: int, code: str, started: float) -> None:
+        self._metrics.count(self._route, status, code, perf_counter() - started)
 
     async def _answer(self, request: Request, lifetime: Lifetime, send: Send) -> bool:
         """Answer, and say whether somebody took it."""
@@ -96,6 +104,7 @@ class ComputeEndpoint:
                 partial(self._admission.check_room, caller),
             )
             with Stopwatch(self._tracer) as watch:
+                request.scope["state"].update(watch=watch, request_bytes=len(body.content))
                 call = _Call(request, body, lifetime, caller, watch)
                 forms = self._operation.forms
                 key = b"" if forms is None else self._operation.form_key(request, body)
@@ -124,7 +133,7 @@ class ComputeEndpoint:
         """
         if not form.compiled.is_instant:
             return await self._in_turn(call, partial(self._in_place, form=form), send)
-        self._parsed(call)
+        self._parsed(call, SDPA)
         _dequeued(call.watch, form)
         written = form.answer(call.body.content)
         await self._of_form(form, written, call).send_all(send)
@@ -132,7 +141,7 @@ class ComputeEndpoint:
 
     async def _in_place(self, call: _Call, _: AsyncExitStack, form: Form) -> Answer:
         """The answer to a call of a known form, computed in a thread."""
-        self._parsed(call)
+        self._parsed(call, SDPA)
         with HangUp(call.request.receive, call.lifetime):
             # Small calls take nothing out of the budget, so the answer needs no place.
             async with self._admission.place(0, call.caller, is_small=True):
@@ -146,7 +155,7 @@ class ComputeEndpoint:
             "compute",
             lambda: {"attention.provider": form.provider, "attention.kernels": form.kernels},
         )
-        return self._finished(written, "sdpa", form.provider, call)
+        return self._finished(written, SDPA, form.provider, call)
 
     async def _in_turn(
         self, call: _Call, work: Callable[[_Call, AsyncExitStack], Awaitable[Answer]], send: Send
@@ -174,7 +183,7 @@ class ComputeEndpoint:
         check_limits(
             job, prepared.form, self._settings.max_answer_bytes, self._admission.budget_bytes
         )
-        self._parsed(call)
+        self._parsed(call, job.module)
         lifetime.shorten(prepared.seconds)
         async with asyncio.timeout(lifetime.left):
             with HangUp(request.receive, lifetime):
@@ -194,12 +203,14 @@ class ComputeEndpoint:
             operation.forms.learn(form_key, job, partial(operation.layout, request, body, answered))
         return self._finished(written, job.module, str(answer["provider"]), call)
 
-    def _parsed(self, call: _Call) -> None:
+    def _parsed(self, call: _Call, module: str) -> None:
+        call.request.scope["state"]["attention_module"] = module
         call.watch.lap("parse", lambda: {"attention.request_bytes": len(call.body.content)})
 
     def _finished(self, written: Body, module: str, provider: str, call: _Call) -> Answer:
         """The answer as it is sent, once it is counted."""
         size, watch = sum(map(len, written.buffers)), call.watch
+        call.request.scope["state"]["answer_bytes"] = size
         watch.lap("serialize", lambda: {"attention.answer_bytes": size})
         self._metrics.time(module, watch.phases)
         self._metrics.moved(len(call.body.content), size)

@@ -20,6 +20,17 @@ from attention_service.serving.lifecycle import Lifecycle
 logger = logging.getLogger(__name__)
 
 _LINE = "%(method)s %(path)s %(status)d %(duration_ms).1f ms %(request_id)s"
+# What routes leave in the state to be told; a record's own `module` is that of Python.
+_NOTED = ("code", "attention_module", "request_bytes", "answer_bytes")
+# What lines for people have of all that, in this order.
+_MORE = {
+    "code": " %s",
+    "attention_module": " %s",
+    "queue_ms": " queue %.1f ms",
+    "compute_ms": " compute %.1f ms",
+    "request_bytes": " in %d B",
+    "answer_bytes": " out %d B",
+}
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -27,9 +38,10 @@ class Envelope:
     """What every request and every answer has.
 
     `X-Request-ID` is echoed or made; it stands in the scope's state, the log and the trace. A line
-    of the log names the request and its answer, never what they hold. Probes are logged at the
-    level of debugging. Once this process is about to end, answers close their connections: whoever
-    keeps one alive asks elsewhere, and finds none closed under a request.
+    of the log names the request and its answer, how long phases took and how large bodies were,
+    never what they hold. Probes are logged at the level of debugging. Once this process is about to
+    end, answers close their connections: whoever keeps one alive asks elsewhere, and finds none
+    closed under a request.
     """
 
     def __init__(
@@ -103,11 +115,14 @@ def _log(
         "duration_ms": round(seconds * 1e3, 3),
         "request_id": state["request_id"],
         "caller": state.get("caller") or (client[0] if client else ""),
+        **{name: state[name] for name in _NOTED if name in state},
+        **(state["watch"].milliseconds() if "watch" in state else {}),
         **trace,
     }
+    more = [form % fields[name] for name, form in _MORE.items() if name in fields]
+    line = _LINE % fields + "".join(more)
     # Made here: to look up who calls the logger takes as long as all the rest.
-    record = logger.makeRecord(
-        logger.name, level, __file__, 0, _LINE, (fields,), None, None, fields
-    )
+    record = logging.LogRecord(logger.name, level, __file__, 0, line, (), None)
     record.created, record.msecs = at, at % 1 * 1e3
+    vars(record).update(fields)
     logger.handle(record)

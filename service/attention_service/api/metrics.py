@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import NamedTuple
+from time import time
+from typing import Literal, NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,11 +25,16 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from attention_service.attention.engine import Engine
 from attention_service.attention.job import Job
+from attention_service.modules.folder import ModuleFolder
 from attention_service.resources import resident_bytes
 from attention_service.serving.admission import Admission
+from attention_service.serving.keys import Keys
+from attention_service.serving.lifecycle import Lifecycle
 
 CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8; escaping=underscores"
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+# Of whole requests, up to the longest that is allowed by default.
+_LONG_SECONDS = (*_SECONDS, 60, 120, 240)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _PARTS = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
 _REFRESH_SECONDS = 1.0
@@ -58,17 +64,36 @@ class Metrics:
     Args:
         admission: its queue and memory are told.
         engine: its sessions are told.
+        folder: how many modules serve and how many were refused is told.
+        lifecycle: whether it is ready is told.
+        keys: whether their file can be used is told.
         is_shared: whether this is one of several workers; the library was then told of a folder
             by its own variable.
     """
 
-    def __init__(self, admission: Admission, engine: Engine, *, is_shared: bool = False) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        engine: Engine,
+        folder: ModuleFolder,
+        lifecycle: Lifecycle,
+        keys: Keys | None = None,
+        *,
+        is_shared: bool = False,
+    ) -> None:
         # They are a second series for each, which nobody asks for.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._is_shared = is_shared
         self._registry = CollectorRegistry()
         self._requests = self._counter(
             "attention_requests", "Answers of compute routes", "route", "status", "code"
+        )
+        self._whole = self._histogram(
+            "attention_request_seconds",
+            "From a request's head to the end of its answer",
+            _LONG_SECONDS,
+            "route",
+            "status_class",
         )
         self._received = self._counter("attention_received_bytes", "Bodies of requests")
         self._sent = self._counter("attention_sent_bytes", "Bodies of answers to compute calls")
@@ -83,7 +108,13 @@ class Metrics:
         )
         self._watched = [
             self._watch("attention_queue_size", "Calls that wait", lambda: admission.waiting),
+            self._watch(
+                "attention_queue_limit",
+                "Calls of one kind that may wait",
+                lambda: admission.max_waiting,
+            ),
             self._watch("attention_running", "Places that compute", lambda: admission.running),
+            self._watch("attention_places", "Places that there are", lambda: admission.places),
             self._watch("attention_sessions", "Sessions cached", lambda: engine.cached_sessions),
             self._watch(
                 "attention_memory_predicted_bytes",
@@ -96,7 +127,27 @@ class Metrics:
                 lambda: admission.budget_bytes,
             ),
             self._watch("attention_memory_resident_bytes", "Memory in use", resident_bytes),
+            self._state("attention_ready", "1 if it takes calls", lambda: lifecycle.is_ready),
+            self._state(
+                "attention_modules_serving",
+                "Modules that serve",
+                lambda: len(folder.current.infos()),
+            ),
+            self._state(
+                "attention_modules_refused",
+                "Module folders that cannot be used as they are",
+                lambda: len(folder.current.refused),
+            ),
+            self._state(
+                "attention_keys_stale",
+                "1 if the file of keys cannot be used and those before it are",
+                lambda: keys is not None and keys.are_stale,
+            ),
         ]
+        started = self._gauge(
+            "process_start_time_seconds", "When the youngest process began", "livemax"
+        )
+        started.set(time())
         about = Gauge(
             "attention_info",
             "1; what serves stands in the labels",
@@ -106,15 +157,20 @@ class Metrics:
         )
         about.labels(version("attention-service"), engine.provider).set(1)
         self._of_module: dict[str, dict[str, Histogram]] = {}
-        self._of_answer: dict[tuple[str, int, str], Counter] = {}
+        self._of_answer: dict[tuple[str, int, str], tuple[Counter, Histogram]] = {}
 
-    def count(self, route: str, status: int, code: str = "") -> None:
-        """Count one answer of a compute route."""
-        counter = self._of_answer.get((route, status, code))
-        if counter is None:
-            counter = self._requests.labels(route, str(status), code)
-            self._of_answer[route, status, code] = counter
+    def count(self, route: str, status: int, code: str, seconds: float) -> None:
+        """Count and time one answer of a compute route."""
+        answers = self._of_answer.get((route, status, code))
+        if answers is None:
+            answers = (
+                self._requests.labels(route, str(status), code),
+                self._whole.labels(route, f"{status // 100}xx"),
+            )
+            self._of_answer[route, status, code] = answers
+        counter, whole = answers
         counter.inc()
+        whole.observe(seconds)
 
     def time(self, module: str, phases: Mapping[str, float]) -> None:
         """Record the seconds of each phase of one call.
@@ -188,6 +244,13 @@ class Metrics:
     ) -> Histogram:
         return Histogram(name, says, labels, buckets=buckets, registry=self._registry)
 
+    def _gauge(self, name: str, says: str, mode: Literal["livesum", "livemax"]) -> Gauge:
+        return Gauge(name, says, registry=self._registry, multiprocess_mode=mode)
+
     def _watch(self, name: str, says: str, value: Callable[[], float]) -> _Watched:
-        gauge = Gauge(name, says, registry=self._registry, multiprocess_mode="livesum")
-        return _Watched(gauge, value)
+        """What workers have a share of each."""
+        return _Watched(self._gauge(name, says, "livesum"), value)
+
+    def _state(self, name: str, says: str, value: Callable[[], float]) -> _Watched:
+        """What is the same in all workers, but for a moment."""
+        return _Watched(self._gauge(name, says, "livemax"), value)

@@ -64,6 +64,10 @@ class Stopwatch:
         """The value of `Server-Timing` (https://www.w3.org/TR/server-timing/), in ms."""
         return _HEADER % tuple(1e3 * seconds for seconds in self.phases.values())
 
+    def milliseconds(self) -> dict[str, float]:
+        """The phases that ended, as fields of a line of the log."""
+        return {f"{phase}_ms": round(1e3 * seconds, 3) for phase, seconds in self.phases.items()}
+
     def __enter__(self) -> Self:
         """Begin to look for a failure."""
         return self

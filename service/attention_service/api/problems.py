@@ -59,13 +59,15 @@ def problem_response(problem: ProblemError, request: Request) -> Response:
     """The answer to a problem: `application/problem+json`, or under `/v2` what its clients read."""
     status = STATUS[problem.code]
     name_problem(problem.code)
+    state = request.scope.setdefault("state", {})
+    state["code"] = str(problem.code)
     details = ProblemDetails(
         type=TYPE_PREFIX + problem.code,
         title=_title(problem.code),
         status=status,
         detail=problem.detail,
         code=problem.code,
-        request_id=request.scope.get("state", {}).get("request_id"),
+        request_id=state.get("request_id"),
         errors=list(problem.errors),
     )
     headers = {}

@@ -149,8 +149,9 @@ def config_of(settings: Settings, lifecycle: Lifecycle) -> uvicorn.Config:
         access_log=False,  # ours has the request's id
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         server_header=False,
-        # Trusting X-Forwarded-* is the operator's choice, and nothing here needs it.
-        proxy_headers=False,
+        # Whom to believe is the operator's choice; uvicorn would read it of a variable of its own.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
     )
 
 

@@ -172,6 +172,7 @@ class Engine:
 
     Attributes:
         provider: ONNX Runtime's name of the provider.
+        available: those of its providers that can be chosen here.
         threads: as given.
         lanes: the threads that compute tiles.
         patterns: the biases that calls share.
@@ -184,7 +185,8 @@ class Engine:
     def __init__(
         self, provider: str = "auto", threads: int = 1, *, tile_bytes: int | None = None
     ) -> None:
-        self.available = onnxruntime.get_available_providers()
+        here = onnxruntime.get_available_providers()
+        self.available = [name for name in here if name in PROVIDERS.values()]
         self.threads = threads
         self.provider = self._choose(provider)
         self._target = Target.of(self.provider, threads, tile_bytes)

@@ -107,6 +107,10 @@ class Admission:
             computation.
         max_wait: seconds that a call may be expected to wait; of calls that take long, three
             times what one takes.
+
+    Attributes:
+        budget_bytes, max_waiting: as given.
+        places: calls that can compute at once, of all kinds.
     """
 
     def __init__(
@@ -118,13 +122,13 @@ class Admission:
         max_wait: float = math.inf,
     ) -> None:
         self.budget_bytes = budget_bytes
-        self._max_waiting = max_waiting
+        self.max_waiting = max_waiting
         self._max_wait = max_wait
         self._large, self._small = _Kind(max_running), _Kind(max_small)
         self._shared = _Kind(max(1, max_small // 2))
         self._used_bytes = 0
-        places = sum(kind.places for kind in self._kinds)
-        self._threads = ThreadPoolExecutor(places, "compute", step_back)
+        self.places = sum(kind.places for kind in self._kinds)
+        self._threads = ThreadPoolExecutor(self.places, "compute", step_back)
 
     @property
     def waiting(self) -> int:
@@ -254,10 +258,10 @@ class Admission:
 
     def _no_room(self, kind: _Kind, caller: str, count: int) -> ProblemError | None:
         waiting, own = len(kind.line), kind.line.of(caller)
-        most_of_one = math.ceil(self._max_waiting / _PART_OF_ONE)
+        most_of_one = math.ceil(self.max_waiting / _PART_OF_ONE)
         seconds = kind.mean_seconds * (waiting + kind.computing) / kind.places
         longest = max(self._max_wait, _MEANS_OF_WAIT * kind.mean_seconds)
-        if _is_full(waiting, count, self._max_waiting):
+        if _is_full(waiting, count, self.max_waiting):
             what = f"{waiting} calls are waiting, as many as may"
         elif caller and _is_full(own, count, most_of_one):
             what = f"{own} of your calls are waiting, as many as one caller's may"

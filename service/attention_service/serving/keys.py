@@ -58,6 +58,9 @@ class Keys:
     Args:
         path: the file.
 
+    Attributes:
+        are_stale: whether the file as it is now cannot be used, and those before it are.
+
     Raises:
         KeysError: it cannot be read, holds no key, or a line is wrong.
     """
@@ -66,6 +69,7 @@ class Keys:
         self._path = path
         self._stamp = _stamp(path)
         self._keys = _read(path)
+        self.are_stale = False
         self._looked = monotonic()
 
     def name_of(self, key: str) -> str | None:
@@ -94,8 +98,10 @@ class Keys:
         try:
             self._keys = _read(self._path)
         except KeysError as error:
+            self.are_stale = True
             logger.error("the keys stay as they were: %s", error)
         else:
+            self.are_stale = False
             logger.info("%d keys of %s", len(self._keys), self._path)
 
 
