@@ -41,6 +41,14 @@ def test_every_example_is_answered(
     assert answer.status_code == 200, answer.text
 
 
+def test_every_operation_is_named_for_people() -> None:
+    document = create_app(Settings(provider="cpu")).openapi()
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            summary = operation["summary"]
+            assert summary != summary.title(), (path, summary)  # FastAPI's, of a function's name
+
+
 def test_every_compute_route_has_examples() -> None:
     document = create_app(Settings(provider="cpu")).openapi()
     posts = {path: item["post"] for path, item in document["paths"].items() if "post" in item}

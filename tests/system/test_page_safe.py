@@ -31,7 +31,7 @@ _STANDSTILL = 3000
 HOSTILE = (
     '<script>window.harm={script:1}</script> "><img/src=x/onerror=alert(1)> <svg/onload=alert(2)> '
     "<b>bold</b> &lt;i&gt; </textarea></button><a/href=javascript:alert(3)>x</a> ');alert(4);// "
-    "${alert(5)} \u202egnol\u202c \u200f\u2067abc\u2069 \x07 \" ' < >"
+    "${alert(5)} \u202egnol\u202c \u200f\u2067abc\u2069 \x07 \" ' < > \u200d"
 )
 
 
@@ -126,6 +126,7 @@ def test_a_hostile_text_is_drawn_as_text(splitting: Path, tmp_path: Path) -> Non
     # What can be seen stands there as it is; what cannot is named.
     assert set(told["labels"]) > set(HOSTILE.split()[:8])
     assert "⟨202E⟩gnol⟨202C⟩" in told["labels"]
+    assert "⟨200D⟩" in told["labels"]  # a joiner with nothing to join
     # Each token keeps its direction to itself.
     assert all(kind in ("isolate", "isolate-override", "plaintext") for _, kind in told["bidi"])
     root = ET.parse(tmp_path / "export-svg.svg").getroot()

@@ -213,9 +213,9 @@ def test_what_is_wrong_is_told_in_words(url: str, tmp_path: Path) -> None:
     (tmp_path / "query.npy").write_bytes(b"no such file at all")
     files = [str(tmp_path / "notes.txt"), str(tmp_path / "query.npy")]
     # The console has a line for each answer of 4xx.
-    told = visit(
-        "tensors.refused", url, tmp_path, requests=list(requests), files=files, errors=3
-    ).told
+    given: dict[str, Any] = {"requests": list(requests), "files": files}
+    told = visit("tensors.refused", url, tmp_path, **given, height=500, errors=3).told
+    assert max(told["bottoms"]) <= 500  # what is said is brought into sight
     for said, expected in zip(told["requests"], requests.values(), strict=True):
         assert expected in said
     assert told["files"][0] == "notes.txt is none of .json, .npy and .safetensors."

@@ -218,3 +218,58 @@ def test_a_worked_example_is_seen_at_once_and_others_by_a_click(url: str, tmp_pa
     assert len({text for text, _ in texts}) == len(texts)
     assert any(pair for _, pair in texts)
     assert not any(example["problem"] for example in told["examples"])
+
+
+def test_after_a_refusal_nothing_stale_is_shown_and_the_text_can_be_cut(
+    url: str, tmp_path: Path
+) -> None:
+    long = "the cat sat " * 340  # 1,020 words, and the model takes 512 tokens
+    told = visit("explore.refused", url, tmp_path, text=TEXT, long=long, errors=2).told
+    files = ["PNG", "SVG", "CSV", "JSON", "Copy link"]
+    assert told["shown"]["tokens"] > 0
+    assert told["shown"]["files"] == files
+    cure = "Show its first 512 tokens"
+    for name in ("refused", "another"):  # another text is not cut unasked
+        seen = told[name]
+        assert (seen["tokens"], seen["files"], seen["cure"]) == (0, [], cure), name
+        assert "longer than the 512 tokens that all-MiniLM-L6-v2 takes" in seen["problem"]
+    for name in ("cut", "linked"):
+        seen = told[name]
+        assert (seen["tokens"], seen["files"], seen["problem"]) == (512, files, ""), name
+        # 510 of 1,020 words stand between [CLS] and [SEP].
+        assert seen["status"].startswith("first 512 tokens, 50% of the text")
+    assert (told["empty"]["tokens"], told["empty"]["files"]) == (0, [])
+    assert "Type a text" in told["empty"]["status"]
+
+
+def test_a_link_to_what_is_not_there_says_so(url: str, tmp_path: Path) -> None:
+    told = visit("explore.linked", url, tmp_path, fragment="#text=Hello&layer=9&head=99").told
+    assert told["chosen"] == ["all-MiniLM-L6-v2", "5", "11"]
+    assert told["problem"].splitlines() == [
+        "all-MiniLM-L6-v2 has no layer 9: this is layer 5.",
+        "all-MiniLM-L6-v2 has no head 99: this is head 11.",
+    ]
+    assert "layer=5&head=11" in told["fragment"]
+    assert told["files"]
+    fine = visit("explore.linked", url, tmp_path, fragment="#text=Hello&layer=5&head=11").told
+    assert fine["problem"] == ""
+
+
+def test_words_are_called_words_and_a_rollout_says_its_layers(url: str, tmp_path: Path) -> None:
+    told = visit("explore.ledes", url, tmp_path, text="Hello+there").told
+    for lede, _ in told.values():
+        assert "word" in lede
+        assert "token" not in lede
+    assert told["rollout"][1].endswith("layers 0 to 3")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_layer_head_and_view_are_in_sight(
+    url: str, tmp_path: Path, width: int, height: int
+) -> None:
+    told = visit("explore.places", url, tmp_path, text=TEXT, width=width, height=height).told
+    if width > 1000:
+        assert max(told["bottoms"]) < height / 2
+    # The first example is of layer 5, head 11: the last of each, and the first comes after it.
+    assert told["steps"] == [["0", "11"], ["0", "0"], ["0", "11"], ["5", "11"]]
+    assert 0 <= told["top"] < height / 2

@@ -29,7 +29,7 @@ def light_routes(
     """A router over the parts of a running service."""
     router = APIRouter()
 
-    @router.get("/v1/info", tags=["service"])
+    @router.get("/v1/info", tags=["service"], summary="Version, providers, limits")
     async def info() -> ServiceInfo:
         """Version, execution providers, limits and warnings."""
         return ServiceInfo(
@@ -49,22 +49,22 @@ def light_routes(
             warnings=warnings(settings),
         )
 
-    @router.get("/v1/modules", tags=["modules"])
+    @router.get("/v1/modules", tags=["modules"], summary="Modules that serve")
     async def modules() -> ModuleList:
         """The modules that serve, and the folders that were refused with the reason."""
         return ModuleList(modules=folder.current.infos(), refused=folder.current.refused)
 
-    @router.get("/v1/modules/{name}", tags=["modules"])
+    @router.get("/v1/modules/{name}", tags=["modules"], summary="One module")
     async def module(name: str) -> ModuleInfo:
         """One module: its kind, heads, sizes, licence, source and checksum."""
         return folder.current.get(name).info
 
-    @router.get("/healthz", tags=["service"])
+    @router.get("/healthz", tags=["service"], summary="Whether the process lives")
     async def healthz() -> Health:
         """Whether the process lives. Always 200 from a process that can answer."""
         return Health(status="ok")
 
-    @router.get("/readyz", tags=["service"])
+    @router.get("/readyz", tags=["service"], summary="Whether to send calls here")
     async def readyz() -> Health:
         """Whether calls should be sent here: 503 while starting or draining."""
         if not lifecycle.is_ready:
@@ -75,6 +75,7 @@ def light_routes(
     @router.get(
         "/metrics",
         tags=["service"],
+        summary="Metrics for Prometheus",
         response_class=Response,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )

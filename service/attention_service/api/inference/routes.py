@@ -45,25 +45,25 @@ def inference_routes(
 def _server_routes(folder: ModuleFolder, lifecycle: Lifecycle) -> APIRouter:
     router = APIRouter(prefix="/v2")
 
-    @router.get("")
+    @router.get("", summary="What the server is")
     async def server() -> dict[str, Any]:
         """The server's name and version, and the protocol's extensions that it has."""
         extensions = ["binary_tensor_data", "model_configuration", "statistics"]
         name = "attention-service"
         return {"name": name, "version": version(name), "extensions": extensions}
 
-    @router.get("/health/live")
+    @router.get("/health/live", summary="Whether the process lives")
     async def live() -> dict[str, bool]:
         """Whether the process lives."""
         return {"live": True}
 
-    @router.get("/health/ready")
+    @router.get("/health/ready", summary="Whether to send calls here")
     async def ready() -> dict[str, bool]:
         """Whether calls should be sent here: 503 while starting or draining."""
         _check_ready(lifecycle)
         return {"ready": True}
 
-    @router.post("/repository/index")
+    @router.post("/repository/index", summary="Models, and folders that were refused")
     async def index(request: Request) -> list[dict[str, str]]:
         """The models that serve, and the folders that were refused."""
         body = await request.body()
@@ -86,21 +86,21 @@ def _model_routes(
 ) -> APIRouter:
     router = APIRouter(prefix="/v2/models")
 
-    def model_of(name: str, number: str) -> Model:
+    def model_of(name: str, version: str) -> Model:
         model = find(name, folder.current, engine)
-        check_version(name, number)
+        check_version(name, version)
         return model
 
-    @router.get("/stats")
+    @router.get("/stats", summary="Counts and times of all models")
     async def statistics_of_all() -> dict[str, Any]:
         """Counts and times of every model."""
         return _statistics(_names(folder), metrics)
 
-    @router.get("/{name}")
-    @router.get("/{name}/versions/{number}")
-    async def metadata(name: str, number: str = VERSION) -> dict[str, Any]:
+    @router.get("/{name}", summary="A model's inputs and outputs")
+    @router.get("/{name}/versions/{version}", summary="A model's inputs and outputs")
+    async def metadata(name: str, version: str = VERSION) -> dict[str, Any]:
         """A model's inputs and outputs."""
-        model = model_of(name, number)
+        model = model_of(name, version)
         return {
             "name": model.name,
             "versions": [VERSION],
@@ -109,19 +109,19 @@ def _model_routes(
             "outputs": [_metadata(tensor) for tensor in model.outputs],
         }
 
-    @router.get("/{name}/ready")
-    @router.get("/{name}/versions/{number}/ready")
-    async def model_ready(name: str, number: str = VERSION) -> dict[str, Any]:
+    @router.get("/{name}/ready", summary="Whether a model can be called")
+    @router.get("/{name}/versions/{version}/ready", summary="Whether a model can be called")
+    async def model_ready(name: str, version: str = VERSION) -> dict[str, Any]:
         """Whether a model can be called."""
-        model_of(name, number)
+        model_of(name, version)
         _check_ready(lifecycle)
         return {"name": name, "ready": True}
 
-    @router.get("/{name}/config")
-    @router.get("/{name}/versions/{number}/config")
-    async def config(name: str, number: str = VERSION) -> dict[str, Any]:
+    @router.get("/{name}/config", summary="A model as Triton's configuration")
+    @router.get("/{name}/versions/{version}/config", summary="A model as Triton's configuration")
+    async def config(name: str, version: str = VERSION) -> dict[str, Any]:
         """A model's inputs and outputs, as Triton's configuration names them."""
-        model = model_of(name, number)
+        model = model_of(name, version)
         return {
             "name": model.name,
             "platform": PLATFORM,
@@ -131,11 +131,11 @@ def _model_routes(
             "output": [_config(tensor) for tensor in model.outputs],
         }
 
-    @router.get("/{name}/stats")
-    @router.get("/{name}/versions/{number}/stats")
-    async def statistics(name: str, number: str = VERSION) -> dict[str, Any]:
+    @router.get("/{name}/stats", summary="Counts and times of a model")
+    @router.get("/{name}/versions/{version}/stats", summary="Counts and times of a model")
+    async def statistics(name: str, version: str = VERSION) -> dict[str, Any]:
         """Counts and times of a model."""
-        return _statistics([model_of(name, number).name], metrics)
+        return _statistics([model_of(name, version).name], metrics)
 
     return router
 

@@ -1,4 +1,4 @@
-// The choices beside the views: the model's layers and heads, and what of them is drawn.
+// The choices beside the views and above them: the model's layers and heads, and what of them is drawn.
 
 import { hook, make } from "./dom.js";
 import { ALL } from "./state.js";
@@ -18,16 +18,21 @@ const SLIDERS = ["topk", "threshold"];
  *
  * @param {object} page
  * @param {(change: object, options?: {replace: boolean}) => void} page.change
+ * @param {(name: "layer"|"head", by: number) => void} page.step
  * @returns {{fill: (modules: object[]) => void, show: (state: object, info: object) => void}}
  */
-export function createControls({ change }) {
+export function createControls({ change, step }) {
   const controls = Object.fromEntries([...Object.keys(CHOICES), ...SLIDERS].map((name) => [name, hook(name)]));
   const heads = hook("heads");
+  const steps = [...document.querySelectorAll("[data-step]")];
   let state = null;
   let info = null;
 
   for (const [name, read] of Object.entries(CHOICES)) {
     controls[name].addEventListener("change", () => change({ [name]: read(controls[name].value) }));
+  }
+  for (const button of steps) {
+    button.addEventListener("click", () => step(button.dataset.step, Number(button.dataset.by)));
   }
   for (const name of SLIDERS) {
     controls[name].addEventListener("input", () => {
@@ -84,14 +89,15 @@ export function createControls({ change }) {
     show(shown, of) {
       [state, info] = [shown, of];
       const layers = Array.from({ length: info.num_layers }, (_, layer) => [String(layer), `${layer}`]);
-      options("layer", [...layers, ["mean", "mean of all"]]);
+      options("layer", [...layers, ["mean", "mean"]]);
       options("head", Array.from({ length: info.num_heads }, (_, head) => [String(head), `${head}`]));
       for (const name of Object.keys(controls)) {
         const value = String(state[name]);
         if (controls[name].value !== value) controls[name].value = value;
       }
       SLIDERS.forEach(tell);
-      controls.head.disabled = state.aggregate !== "none";
+      const ofHead = steps.filter((button) => button.dataset.step === "head");
+      for (const one of [controls.head, ...ofHead]) one.disabled = state.aggregate !== "none";
       heads.hidden = state.aggregate === "none";
       showChips();
     },

@@ -15,6 +15,11 @@ const PARAGRAPH =
  * @property {Partial<import("./state.js").State>} state
  */
 
+/** @param {import("./state.js").State} state @returns {Example|undefined} that of its texts. */
+export function exampleOf({ text, pair }) {
+  return EXAMPLES.find(({ state }) => state.text === text && (state.pair ?? "") === pair);
+}
+
 /** @type {Example[]} */
 export const EXAMPLES = [
   {

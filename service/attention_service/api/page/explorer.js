@@ -1,23 +1,20 @@
 // The page's conductor: keeps what is looked at, and lets a view show it.
 
+import { Actions } from "./actions.js";
 import { ApiError, call } from "./api.js";
 import { createControls } from "./controls.js";
 import { hook, make } from "./dom.js";
+import { createExampleList } from "./example_list.js";
 import { EXAMPLES } from "./examples.js";
-import { exportAs } from "./files.js";
-import { copied } from "./link.js";
+import { AddressBar } from "./link.js";
 import { createMatrix } from "./matrix.js";
-import { Messages, NO_TEXT_MODULE } from "./messages.js";
+import { Messages, NO_TEXT_MODULE, refusal } from "./messages.js";
 import { Source } from "./source.js";
-import { DEFAULTS, fitted, readState, subject, writeState } from "./state.js";
+import { DEFAULTS, fitted, readState, subject } from "./state.js";
 import { createTabs } from "./tabs.js";
 import { applyTheme, shownTheme } from "./theme.js";
 import { summaryOf } from "./titles.js";
 import { VIEW_MAKERS } from "./views.js";
-
-const FILES = ["png", "svg", "csv", "json"];
-/** Milliseconds in which changes by a slider become one entry of the address bar. */
-const SOON = 250;
 
 export class Explorer {
   /** @type {import("./state.js").State} */
@@ -30,32 +27,47 @@ export class Explorer {
   #view = null;
   #name = "";
   #turn = 0;
-  #writing = 0;
   #tensors = null;
   #messages = new Messages();
+  #address = new AddressBar();
+  #examples = createExampleList((example) => this.example(example));
   #panel = createTabs((view) => this.change({ view }));
-  #controls = createControls({ change: (change, options) => this.change(change, options) });
+  #controls = createControls({
+    change: (change, options) => this.change(change, options),
+    step: (name, by) => this.step(name, by),
+  });
+  #actions = new Actions({
+    tell: (words) => this.#messages.tell(words),
+    fail: (error) => this.#fail(error),
+    link: () => {
+      this.#address.write(this.#state, "replaceState");
+      return location.href;
+    },
+  });
 
   /** Shows the link's view, or an example where it has none. */
   start() {
-    if (location.hash.length < 2) {
-      this.#state = { ...this.#state, ...EXAMPLES[0].state };
-      this.#write("replaceState");
-    }
-    return this.follow();
+    if (location.hash.length > 1) return this.follow();
+    this.#state = { ...this.#state, ...EXAMPLES[0].state };
+    this.#address.write(this.#state, "replaceState");
+    this.#fillTexts();
+    return this.#render();
   }
 
   /** Shows what the address bar says, after back, forward or another link. */
   follow() {
     this.#state = readState(location.hash);
     this.#fillTexts();
-    return this.#render();
+    return this.#render({ isLink: true });
   }
 
-  /** Shows the texts that stand in the fields. */
+  /** Shows the texts that stand in the fields. Another text is not cut before somebody has said so. */
   run() {
     const [text, pair] = [hook("text").value, hook("pair").value];
-    return this.change({ text, pair, held: [] });
+    const isSame = text === this.#state.text && pair === this.#state.pair;
+    const shown = this.change({ text, pair, held: [], truncate: isSame && this.#state.truncate });
+    this.#bringIntoSight();
+    return shown;
   }
 
   /** @param {import("./examples.js").Example} example */
@@ -64,6 +76,7 @@ export class Explorer {
     this.#state = { ...DEFAULTS, module, theme };
     const shown = this.change(state);
     this.#fillTexts();
+    this.#bringIntoSight();
     return shown;
   }
 
@@ -77,33 +90,19 @@ export class Explorer {
     const before = subject(this.#state);
     this.#state = { ...this.#state, ...change };
     if (subject(this.#state) !== before && !change.held) this.#state.held = [];
-    if (replace) this.#writeSoon();
-    else this.#write("pushState");
+    if (replace) this.#address.writeSoon(this.#state);
+    else this.#address.write(this.#state, "pushState");
     return this.#render();
   }
 
   /** The next or previous layer or head. @param {"layer"|"head"} name @param {number} by */
   step(name, by) {
     const info = this.#info();
-    if (!info || this.#state.view === "tensors") return;
+    const isOneHead = this.#state.aggregate === "none";
+    if (!info || this.#state.view === "tensors" || (name === "head" && !isOneHead)) return;
     const count = name === "layer" ? info.num_layers : info.num_heads;
     const from = this.#state[name] === "mean" ? -1 : this.#state[name];
     this.change({ [name]: (from + by + count) % count });
-  }
-
-  async export(type) {
-    const [view, source, state] = [this.#view, this.#source, this.#state];
-    if (!view || !source) return;
-    try {
-      await exportAs(type, view, source, state);
-    } catch (error) {
-      this.#fail(error);
-    }
-  }
-
-  async copyLink() {
-    this.#write("replaceState");
-    this.#messages.tell(await copied(location.href));
   }
 
   #info() {
@@ -123,22 +122,22 @@ export class Explorer {
     return true;
   }
 
-  /** Says which model is shown in place of one that is not there; links may be of another service. */
-  #fit(info) {
-    const { module } = this.#state;
-    if (module && module !== info.name) {
-      this.#messages.fail(`There is no text module “${module}” here; this is shown with ${info.name}.`);
-    }
-    this.#state = fitted(this.#state, info);
+  /** Says what is shown in place of what a link asks for; it may be of another service. */
+  #fit(info, isLink) {
+    const { state, changes } = fitted(this.#state, info);
+    this.#state = state;
+    if (changes.length) this.#address.write(state, "replaceState");
+    if (isLink) this.#messages.fail(changes.join("\n"));
   }
 
-  async #render() {
+  async #render({ isLink = false } = {}) {
     this.#turn += 1;
     const turn = this.#turn;
     applyTheme(this.#state.theme);
     hook("theme").textContent = shownTheme() === "dark" ? "Light" : "Dark";
     document.body.dataset.view = this.#state.view;
     const panel = this.#panel(this.#state.view);
+    this.#examples(this.#state);
     this.#messages.fail("");
     if (this.#state.view === "tensors") return this.#showTensors(panel);
     if (!this.#modules && !(await this.#learn())) return undefined;
@@ -146,7 +145,7 @@ export class Explorer {
     const info = this.#info();
     document.body.classList.toggle("without-model", !info);
     if (!info) return this.#messages.fail(NO_TEXT_MODULE);
-    this.#fit(info);
+    this.#fit(info, isLink);
     this.#controls.show(this.#state, info);
     if (!this.#state.text.trim()) {
       this.#leave();
@@ -168,10 +167,13 @@ export class Explorer {
       const loaded = await view.load(source, state);
       if (turn !== this.#turn) return;
       view.show(loaded, source, state);
+      this.#actions.offer({ view, source, state });
       this.#drawn();
       this.#messages.tell(summaryOf(state, source));
     } catch (error) {
-      if (turn === this.#turn) this.#fail(error);
+      if (turn !== this.#turn) return;
+      this.#leave(); // what was shown is of something else
+      this.#fail(error);
     } finally {
       if (turn === this.#turn) panel.removeAttribute("aria-busy");
     }
@@ -179,13 +181,13 @@ export class Explorer {
 
   /** The view of the state, made anew where another was shown. */
   #viewIn(panel) {
-    const { view: name } = this.#state;
+    const { view: name, unit } = this.#state;
+    const { lede, create } = VIEW_MAKERS[name];
+    hook("lede").textContent = lede(unit);
     if (this.#name === name) return this.#view;
     this.#leave();
-    const { lede, create } = VIEW_MAKERS[name];
     const stage = make("div", { class: "stage" });
     panel.replaceChildren(stage);
-    hook("lede").textContent = lede;
     this.#view = create(stage, {
       read: (words) => this.#messages.read(words),
       fail: (error) => this.#fail(error),
@@ -195,7 +197,6 @@ export class Explorer {
       open: (layer, head) => this.#open(layer, head),
     });
     this.#name = name;
-    for (const type of FILES) hook(`export-${type}`).disabled = !this.#view.files.includes(type);
     return this.#view;
   }
 
@@ -209,6 +210,7 @@ export class Explorer {
     this.#view?.destroy?.();
     if (this.#name) document.getElementById(this.#name).replaceChildren();
     [this.#view, this.#name] = [null, ""];
+    this.#actions.offer(null);
     this.#messages.read("");
   }
 
@@ -226,23 +228,18 @@ export class Explorer {
 
   #fail(error) {
     if (error.name === "AbortError") return; // nobody waits for that answer
-    this.#messages.fail(error.message);
+    this.#messages.fail(...refusal(error, this.#state, this.#info()));
     if (!(error instanceof ApiError)) throw error;
+  }
+
+  /** In a narrow window the view lies below all choices. */
+  #bringIntoSight() {
+    const viewer = document.getElementById("viewer");
+    if (viewer.getBoundingClientRect().top > innerHeight / 2) viewer.scrollIntoView();
   }
 
   #fillTexts() {
     hook("text").value = this.#state.text;
     hook("pair").value = this.#state.pair;
-  }
-
-  #write(how) {
-    clearTimeout(this.#writing);
-    if (writeState(this.#state) === location.hash) return;
-    history[how](null, "", writeState(this.#state));
-  }
-
-  #writeSoon() {
-    clearTimeout(this.#writing);
-    this.#writing = setTimeout(() => this.#write("replaceState"), SOON);
   }
 }

@@ -12,9 +12,9 @@ import { named } from "./units.js";
 /** Most tokens that the read-out names. */
 const NAMED = 5;
 
-export const lede =
-  "Each line goes from a token to one that it attends to; the more weight, the heavier the line. " +
-  "Point at a token to see its lines alone, click to hold them.";
+export const lede = (unit) =>
+  `Each line goes from a ${unit} to one that it attends to; the more weight, the heavier the line. ` +
+  `Point at a ${unit} to see its lines alone, click to hold them.`;
 
 /**
  * @param {HTMLElement} stage

@@ -1,4 +1,27 @@
-// Copying of the link.
+// The link: it stands in the address bar, and can be copied.
+
+import { writeState } from "./state.js";
+
+/** Milliseconds in which changes by a slider become one entry. */
+const SOON = 250;
+
+/** The address bar, which says what is looked at. */
+export class AddressBar {
+  #writing = 0;
+
+  /** @param {import("./state.js").State} state @param {"pushState"|"replaceState"} how */
+  write(state, how) {
+    clearTimeout(this.#writing);
+    const link = writeState(state);
+    if (link !== location.hash) history[how](null, "", link);
+  }
+
+  /** In place of what stands there, once nothing has changed for a moment. */
+  writeSoon(state) {
+    clearTimeout(this.#writing);
+    this.#writing = setTimeout(() => this.write(state, "replaceState"), SOON);
+  }
+}
 
 /**
  * @param {string} link

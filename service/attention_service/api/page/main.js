@@ -1,8 +1,7 @@
 // Starts the page: its parts put together.
 
 import { onKeyNeeded } from "./api.js";
-import { hook, make } from "./dom.js";
-import { EXAMPLES } from "./examples.js";
+import { hook } from "./dom.js";
 import { Explorer } from "./explorer.js";
 import { createKeyForm } from "./key_form.js";
 import { listenToKeys } from "./keys.js";
@@ -10,15 +9,6 @@ import { onSystemTheme, shownTheme } from "./theme.js";
 
 onKeyNeeded(createKeyForm());
 const explorer = new Explorer();
-
-const list = document.querySelector(".examples ul");
-EXAMPLES.forEach((example, index) => {
-  const name = make("span", { class: "name" }, example.name);
-  const attributes = { type: "button", dataTestid: `example-${index}` };
-  const button = make("button", attributes, name, make("small", {}, example.shows));
-  button.addEventListener("click", () => explorer.example(example));
-  list.append(make("li", {}, button));
-});
 
 const form = hook("text").form;
 form.noValidate = true; // the page says in words what is missing
@@ -30,10 +20,7 @@ form.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) explorer.run();
 });
 
-for (const type of ["png", "svg", "csv", "json"]) {
-  hook(`export-${type}`).addEventListener("click", () => explorer.export(type));
-}
-hook("copy-link").addEventListener("click", () => explorer.copyLink());
+hook("truncate").addEventListener("click", () => explorer.change({ truncate: true }));
 hook("theme").addEventListener("click", () => {
   explorer.change({ theme: shownTheme() === "dark" ? "light" : "dark" }, { replace: true });
 });

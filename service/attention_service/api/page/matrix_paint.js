@@ -86,7 +86,7 @@ function rowNames(context, names, frame) {
   const step = Math.max(1, Math.ceil(NAME_STEP / frame.cellHeight));
   const last = Math.min(frame.rows, frame.y + frame.rows / frame.zoom);
   for (let row = step * Math.ceil(Math.floor(frame.y) / step); row < last; row += step) {
-    const middle = between(frame.top, frame.height, (row + 0.5 - frame.y) * frame.cellHeight);
+    const middle = middleOf(frame.top, frame.height, row - frame.y, frame.cellHeight);
     context.fillText(shortened(names[row], frame.left - 12), frame.left - 6, middle);
   }
 }
@@ -96,7 +96,7 @@ function columnNames(context, names, frame) {
   const step = Math.max(1, Math.ceil(NAME_STEP / frame.cellWidth));
   const last = Math.min(frame.columns, frame.x + frame.columns / frame.zoom);
   for (let column = step * Math.ceil(Math.floor(frame.x) / step); column < last; column += step) {
-    const middle = between(frame.left, frame.width, (column + 0.5 - frame.x) * frame.cellWidth);
+    const middle = middleOf(frame.left, frame.width, column - frame.x, frame.cellWidth);
     context.save();
     context.translate(middle, frame.top - 6);
     context.rotate(-Math.PI / 2);
@@ -105,10 +105,15 @@ function columnNames(context, names, frame) {
   }
 }
 
-/** A place of a name, of a cell that is seen in part too: half a line from the edges at least. */
-function between(start, size, place) {
-  const half = Math.min(NAME_STEP, size) / 2;
-  return start + Math.max(half, Math.min(size - half, place));
+/**
+ * Where the middle of a name lies: in the middle of its cell, or, of a cell that is seen in part, in
+ * the part that is seen. It never leaves its cell, so no two lie over each other.
+ */
+function middleOf(start, size, index, cell) {
+  const half = Math.min(NAME_STEP, cell) / 2;
+  const within = (low, high, place) => Math.max(low, Math.min(high, place));
+  const seen = within(half, size - half, (index + 0.5) * cell);
+  return start + within(index * cell + half, (index + 1) * cell - half, seen);
 }
 
 /** A name that fits, with an ellipsis where it was cut. */

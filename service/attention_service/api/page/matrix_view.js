@@ -3,17 +3,17 @@
 import { createMatrix } from "./matrix.js";
 import { exact } from "./numbers.js";
 import { matrixRequest, rolloutRequest } from "./requests.js";
-import { layerWords, titleOf } from "./titles.js";
+import { lastOf, titleOf } from "./titles.js";
 import { ALL } from "./state.js";
 import { named } from "./units.js";
 
-export const lede =
-  "Each row is a token that attends, each column one that it attends to; a row sums to 1. " +
+export const lede = (unit) =>
+  `Each row is a ${unit} that attends, each column one that it attends to; a row sums to 1. ` +
   "Point at a cell for its exact weight.";
 
-export const rolloutLede =
+export const rolloutLede = (unit) =>
   "Rollout multiplies the layers up to the chosen one, residual connections included: " +
-  "how much of each first token (columns) has come to each token (rows) by then.";
+  `how much of each first ${unit} (columns) has come to each ${unit} (rows) by then.`;
 
 /**
  * @param {HTMLElement} stage
@@ -31,16 +31,11 @@ export function createView(stage, page) {
 /** As `createView`, of the rollout up to a layer. */
 export function createRollout(stage, page) {
   return heatMap(stage, page, {
-    load: (source, state) => source.rollout(state, upTo(source, state)),
-    request: (state, source) => rolloutRequest(state, upTo(source, state)),
+    load: (source, state) => source.rollout(state, lastOf(state, source)),
+    request: (state, source) => rolloutRequest(state, lastOf(state, source)),
     title: (state, source) =>
-      `Attention rollout of ${source.info.name} up to ${layerWords({ layer: upTo(source, state) })}`,
+      `Attention rollout of ${source.info.name} up to layer ${lastOf(state, source)}`,
   });
-}
-
-/** The rollout of all layers is that up to the last. */
-function upTo({ info }, { layer }) {
-  return layer === "mean" ? info.num_layers - 1 : layer;
 }
 
 function heatMap(stage, page, { load, request, title }) {

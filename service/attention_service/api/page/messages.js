@@ -9,10 +9,26 @@ attention-service export sentence-transformers/all-MiniLM-L6-v2 --name minilm --
 where MODULES is the folder that the service was started with. It finds the new model by itself; \
 then reload this page. The tab “Tensors” works without a model.`;
 
+/**
+ * What is said of an error, and what would cure it by a click: a text that is too long can be cut.
+ *
+ * @param {Error} error
+ * @param {import("./state.js").State} state
+ * @param {{name: string, max_length: number}} [info] of the model.
+ * @returns {[words: string, cure?: string]}
+ */
+export function refusal(error, { truncate }, info) {
+  if (error.problem?.code !== "text_too_long" || truncate) return [error.message];
+  const most = `${info.max_length.toLocaleString("en")} tokens`;
+  return [`The text is longer than the ${most} that ${info.name} takes.`, `Show its first ${most}`];
+}
+
 /** The places where the page says something. */
 export class Messages {
   #status = hook("status");
   #problem = hook("problem");
+  #words = this.#problem.querySelector("p");
+  #cure = hook("truncate");
   #readout = hook("readout");
   #later = 0;
 
@@ -32,9 +48,14 @@ export class Messages {
     }, 150);
   }
 
-  /** @param {string} words "" takes away what was said. */
-  fail(words) {
-    this.#problem.textContent = words;
+  /**
+   * @param {string} words "" takes away what was said.
+   * @param {string} [cure] what the button beside it does; none where there is nothing to do.
+   */
+  fail(words, cure = "") {
+    this.#words.textContent = words;
+    this.#cure.textContent = cure;
+    this.#cure.hidden = cure === "";
     this.#problem.hidden = words === "";
     if (words) this.tell("");
   }

@@ -6,7 +6,7 @@ import { layersRequest } from "./requests.js";
 import { shownTheme } from "./theme.js";
 import { drawThumbnail, sampled } from "./thumbnails.js";
 
-export const lede =
+export const lede = () =>
   "Every head of the model, layer by layer: rows attend to columns, each picture on its own scale. " +
   "Click one to open it.";
 
@@ -139,11 +139,12 @@ function build(box, { num_layers: layers, num_heads: heads }) {
   const rows = Array.from({ length: layers }, (_, layer) =>
     Array.from({ length: heads }, (_, head) => {
       const canvas = make("canvas", { width: 1, height: 1, ariaHidden: "true" });
-      const caption = make("span", { class: "caption" }, String(head));
+      const kind = make("span", { class: "kind" });
+      const caption = make("span", { class: "caption" }, String(head), kind);
       const attributes = { dataLayer: layer, dataHead: head, dataTestid: `thumb-${layer}-${head}` };
       const button = make("button", { type: "button", class: "thumbnail", tabindex: -1, ...attributes }, canvas, caption);
       button.setAttribute("aria-label", `Layer ${layer}, head ${head}`);
-      return { button, canvas, caption, layer, head, matrix: null };
+      return { button, canvas, kind, layer, head, matrix: null };
     }),
   );
   box.replaceChildren(
@@ -162,9 +163,9 @@ function draw({ canvas, matrix }) {
   if (matrix) drawThumbnail(canvas, matrix, shownTheme());
 }
 
-function label({ button, caption, layer, head }, name) {
+function label({ button, kind, layer, head }, name) {
   if (!name) return;
-  caption.textContent = `${head} ${name}`;
+  kind.textContent = name;
   button.title = name;
   button.setAttribute("aria-label", `Layer ${layer}, head ${head}: ${name}`);
 }

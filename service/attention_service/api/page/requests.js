@@ -4,10 +4,11 @@
 
 const NOTHING = { output: false, weights: false };
 
-/** Text, pair, module and unit, which every request has. */
-function base({ text, pair, module, unit }) {
+/** Text, pair, module, unit and whether it may be cut, which every request has. */
+function base({ text, pair, module, unit, truncate }) {
   const body = { text, module, unit };
   if (pair) body.text_pair = pair;
+  if (truncate) body.truncate = true;
   return body;
 }
 

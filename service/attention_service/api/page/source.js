@@ -9,7 +9,7 @@ import {
   unitsRequest,
 } from "./requests.js";
 import { parseSafetensors } from "./safetensors.js";
-import { unitsOf } from "./units.js";
+import { shareOf, unitsOf } from "./units.js";
 
 const PATH = "v1/text/attention";
 /** Most bytes of a layer's weights that are fetched where one head of it is asked for. */
@@ -27,7 +27,7 @@ export class Source {
   #ended = new AbortController();
 
   /**
-   * @param {import("./state.js").State} state text, pair, module and unit of it count.
+   * @param {import("./state.js").State} state the subject of it counts.
    * @param {{num_layers: number, num_heads: number}} info of the module.
    */
   constructor(state, info) {
@@ -35,6 +35,8 @@ export class Source {
     this.info = info;
     /** @type {import("./units.js").Unit[]} known from the first answer on. */
     this.units = [];
+    /** Share of the text that the units stand for: less than 1 where it was cut. */
+    this.share = 1;
   }
 
   /** Ends calls whose answers nobody waits for any more. */
@@ -107,8 +109,8 @@ export class Source {
 
   /** What is looked at in a state, of this text. */
   #with(state) {
-    const { text, pair, module, unit } = this.state;
-    return { ...state, text, pair, module, unit };
+    const { text, pair, module, unit, truncate } = this.state;
+    return { ...state, text, pair, module, unit, truncate };
   }
 
   #ask(body) {
@@ -128,7 +130,11 @@ export class Source {
     const { tensors, metadata } = parseSafetensors(content);
     const [result] = JSON.parse(metadata.response).results;
     const { text, pair } = this.state;
-    if (!this.units.length) this.units = unitsOf(result, pair ? [text, pair] : [text]);
+    if (!this.units.length) {
+      const texts = pair ? [text, pair] : [text];
+      this.units = unitsOf(result, texts);
+      this.share = shareOf(result, texts);
+    }
     this.#forget(content.byteLength);
     const named = [...tensors].map(([name, tensor]) => [name.replace("results.0.", ""), tensor]);
     return { tensors: new Map(named), result, bytes: content.byteLength };

@@ -16,6 +16,7 @@ export const ALL = 32;
  * @property {"none"|"mean"|"max"} aggregate how the chosen heads become one matrix.
  * @property {number[]} heads those that are aggregated; empty for all.
  * @property {"token"|"word"} unit
+ * @property {boolean} truncate whether a text that is too long is cut rather than refused.
  * @property {number} topk keys of each row that are drawn; ALL for all.
  * @property {number} threshold least weight that is drawn, 0 to 1.
  * @property {string[]} held tokens whose lines stay: q3 is the fourth row, k0 the first column.
@@ -34,6 +35,7 @@ export const DEFAULTS = Object.freeze({
   aggregate: "none",
   heads: Object.freeze([]),
   unit: "token",
+  truncate: false,
   topk: ALL,
   threshold: 0,
   held: Object.freeze([]),
@@ -60,6 +62,7 @@ const READERS = {
   aggregate: oneOf("none", "mean", "max"),
   heads: list(index),
   unit: oneOf("token", "word"),
+  truncate: (text) => (text === "true" ? true : undefined),
   topk: within(1, ALL),
   threshold: within(0, 1),
   held: list((text) => (/^[qk]\d{1,5}$/.test(text) ? text : undefined)),
@@ -94,24 +97,31 @@ export function writeState(state) {
 }
 
 /** What the answers depend on: two states with one such key are of one text and model. */
-export function subject({ text, pair, module, unit }) {
-  return JSON.stringify([text, pair, module, unit]);
+export function subject({ text, pair, module, unit, truncate }) {
+  return JSON.stringify([text, pair, module, unit, truncate]);
 }
 
 /**
- * A state in a model's range; links and examples may be of a larger one.
+ * A state in a model's range; links and examples may be of a larger one, or of one that is not here.
  *
  * @param {State} state
  * @param {{name: string, num_layers: number, num_heads: number}} info of the model.
- * @returns {State}
+ * @returns {{state: State, changes: string[]}} and what is not as it was asked for, in words.
  */
 export function fitted(state, { name, num_layers: layers, num_heads: count }) {
-  const { layer, head, heads } = state;
-  return {
+  const { module, layer, head, heads } = state;
+  const made = {
     ...state,
     module: name,
     layer: layer === "mean" ? layer : Math.min(layer, layers - 1),
     head: Math.min(head, count - 1),
     heads: heads.filter((one) => one < count),
   };
+  const changes = [];
+  if (module && module !== name) changes.push(`There is no text module “${module}” here: this is ${name}.`);
+  if (made.layer !== layer) changes.push(`${name} has no layer ${layer}: this is layer ${made.layer}.`);
+  if (made.head !== head) changes.push(`${name} has no head ${head}: this is head ${made.head}.`);
+  const lost = heads.filter((one) => one >= count);
+  if (lost.length) changes.push(`${name} has no heads ${lost.join(", ")}: they are left out.`);
+  return { state: made, changes };
 }

@@ -5,7 +5,7 @@ import { quoted } from "./matrix_files.js";
 import { exact, readable } from "./numbers.js";
 import { statisticsRequest } from "./requests.js";
 
-export const lede =
+export const lede = () =>
   "One line for each head: means over its rows, and what kind of head it was in this text, " +
   "where it clearly was one.";
 
@@ -89,7 +89,7 @@ function nextSort(column, order) {
 }
 
 function line(row, most, page) {
-  const open = make("button", { type: "button", dataTestid: `open-${row.layer}-${row.head}` }, "Show lines");
+  const open = make("button", { type: "button", dataTestid: `open-${row.layer}-${row.head}` }, "Lines");
   open.setAttribute("aria-label", `Show lines of layer ${row.layer}, head ${row.head}`);
   open.addEventListener("click", () => page.open(row.layer, row.head));
   const numbers = Object.keys(NUMBERS).map((name) => {

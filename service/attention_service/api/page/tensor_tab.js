@@ -39,7 +39,7 @@ class TensorTab {
   constructor(createMatrix, call) {
     this.#call = call;
     this.#view = new AnswerView(createMatrix);
-    this.input = make("textarea", { dataTestid: "tensor-input", rows: 9, spellcheck: "false" }, EXAMPLE);
+    this.input = make("textarea", { dataTestid: "tensor-input", rows: 6, spellcheck: "false" }, EXAMPLE);
     this.input.addEventListener("change", () => this.#attempt(() => this.#readInput()));
     const accept = ".json,.npy,.safetensors";
     this.file = make("input", { type: "file", dataTestid: "tensor-file", multiple: true, accept });
@@ -117,6 +117,7 @@ class TensorTab {
   #tell(text, isFault = false) {
     this.status.textContent = text;
     this.status.classList.toggle("fault", isFault);
+    if (isFault) this.status.scrollIntoView({ block: "nearest" });
   }
 
   #readInput() {

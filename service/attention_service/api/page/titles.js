@@ -23,8 +23,21 @@ export function headWords({ aggregate, head, heads }) {
 
 /** How much is shown, and of what. */
 export function summaryOf(state, source) {
-  const count = `${source.units.length} ${state.unit === "word" ? "words" : "tokens"}`;
-  const parts = [count, source.info.name];
+  const { units, share, info } = source;
+  const parts = [`${units.length} ${state.unit}s`, info.name];
+  if (share < 1) parts[0] = `first ${parts[0]}, ${percent(share)} of the text`;
   if (state.view === "head" || state.view === "matrix") parts.push(layerWords(state), headWords(state));
+  if (state.view === "rollout") parts.push(`layers 0 to ${lastOf(state, source)}`);
   return parts.join(" · ");
+}
+
+function percent(share) {
+  const rounded = Math.round(100 * share);
+  if (rounded === 0) return "less than 1%";
+  return `${Math.min(99, rounded)}%`; // something is missing
+}
+
+/** The layer that a rollout goes up to; that of all layers is that up to the last. */
+export function lastOf({ layer }, { info }) {
+  return layer === "mean" ? info.num_layers - 1 : layer;
 }

@@ -10,6 +10,8 @@
 
 const SPACE = "␣";
 const NAMED = new Map([[" ", SPACE], ["\n", "↵"], ["\t", "⇥"], ["\r", "␍"]]);
+/** Joiners and selectors of variants, which are part of a sign, where they stand alone. */
+const UNSEEN_ALONE = /^[\u200d\ufe00-\ufe0f]+$/u;
 const UNSEEN = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Zs}\p{Cs}\uFFFE\uFFFF]/gu;
 
 /**
@@ -33,9 +35,28 @@ export function unitsOf(result, texts) {
   });
 }
 
+/**
+ * How much of its texts a result is about, as it tells where tokens stand.
+ *
+ * @param {object} result of POST /v1/text/attention.
+ * @param {string[]} texts as for `unitsOf`.
+ * @returns {number} 1 where nothing but spaces comes after the last tokens.
+ */
+export function shareOf({ offsets, segments }, texts) {
+  const ends = texts.map(() => 0);
+  offsets.forEach(([, stop], index) => {
+    const of = segments[index] ?? 0;
+    ends[of] = Math.max(ends[of], stop);
+  });
+  const lengths = texts.map((text) => Array.from(text.trimEnd()).length);
+  const sum = (numbers) => numbers.reduce((all, one) => all + one, 0);
+  return Math.min(1, sum(ends) / sum(lengths));
+}
+
 function labelOf(raw, text, [start, stop]) {
   const span = text.slice(start, stop).join("");
   if (!span) return visible(raw) || SPACE;
+  if (UNSEEN_ALONE.test(span)) return codes(span);
   const isMarked = /^[Ġ▁]/u.test(raw) && /\s/u.test(text[start - 1] ?? "");
   return (isMarked ? SPACE : "") + visible(span);
 }
@@ -52,8 +73,14 @@ export function visible(text) {
     if (NAMED.has(character)) return NAMED.get(character);
     if (code < 0x20) return String.fromCodePoint(0x2400 + code);
     if (code === 0x200d) return character; // joins the parts of one sign
-    return `⟨${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
+    return codes(character);
   });
+}
+
+/** Characters by their numbers. */
+function codes(text) {
+  const number = (character) => character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+  return Array.from(text, (character) => `⟨${number(character)}⟩`).join("");
 }
 
 /** A unit for a sentence: its label, quoted, and its place where the label says too little. */

@@ -5,6 +5,8 @@
 //   show(loaded, source, state): draws, at first and after every change
 //   request(state, source): the request whose answer it shows
 //   destroy(): ends what it began, where it began anything
+//
+// and a sentence about it, of what its rows and columns are: tokens or words.
 
 import * as head from "./head_view.js";
 import * as matrix from "./matrix_view.js";

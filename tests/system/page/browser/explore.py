@@ -170,3 +170,69 @@ def first(visit: Visit) -> dict[str, Any]:
         problem = visit.hook("problem").is_visible()
         told["examples"].append({"texts": texts, "problem": problem})
     return told
+
+
+def refused(visit: Visit, text: str, long: str) -> dict[str, Any]:
+    """After a text that is shown: one that is too long, its first tokens, and no text at all."""
+    visit.open()
+    visit.write(text)
+    told: dict[str, Any] = {"shown": _offer(visit)}
+    visit.write(long)
+    told["refused"] = _offer(visit)
+    visit.click("truncate")
+    told["cut"] = _offer(visit)
+    visit.open("#" + visit.page.url.partition("#")[2])
+    told["linked"] = _offer(visit)
+    visit.write(long + " And more.")
+    told["another"] = _offer(visit)
+    visit.write("")
+    told["empty"] = _offer(visit)
+    return told
+
+
+def _offer(visit: Visit) -> dict[str, Any]:
+    """What is shown, said and offered."""
+    script = "(all) => all.filter((one) => !one.disabled).map((one) => one.textContent)"
+    cure = visit.hook("truncate")
+    return {
+        "tokens": visit.tokens("query").count(),
+        "status": visit.hook("status").inner_text(),
+        "problem": visit.hook("problem").locator("p").inner_text(),
+        "cure": cure.inner_text() if cure.is_visible() else "",
+        "files": visit.page.locator(".actions button").evaluate_all(script),
+    }
+
+
+def linked(visit: Visit, fragment: str) -> dict[str, Any]:
+    """What a link opens, and what stands in the address bar then."""
+    visit.open(fragment)
+    chosen = [visit.hook(name).input_value() for name in ("module", "layer", "head")]
+    return {**_offer(visit), "chosen": chosen, "fragment": visit.page.url.partition("#")[2]}
+
+
+def ledes(visit: Visit, text: str) -> dict[str, list[str]]:
+    """What stands above each view of words, and how the page stands."""
+    told = {}
+    for view in ("head", "matrix", "rollout"):
+        visit.open(f"#view={view}&unit=word&layer=3&text={text}")
+        told[view] = [visit.hook(name).inner_text() for name in ("lede", "status")]
+    return told
+
+
+def places(visit: Visit, text: str) -> dict[str, Any]:
+    """Where layer and head stand; they step to the next; and where the view is after Show."""
+    visit.open()
+    bottoms = []
+    for name in ("layer", "head"):
+        box = visit.hook(name).bounding_box()
+        assert box is not None
+        bottoms.append(box["y"] + box["height"])
+    steps = []
+    for name in ("Layer after", "Head after", "Head before", "Layer before"):
+        visit.page.get_by_label(name).click()
+        visit.settle()
+        steps.append([visit.hook(one).input_value() for one in ("layer", "head")])
+    visit.page.evaluate("scrollTo(0, 0)")
+    visit.write(text)
+    top = visit.page.evaluate("document.getElementById('viewer').getBoundingClientRect().top")
+    return {"bottoms": bottoms, "steps": steps, "top": top}

@@ -47,7 +47,7 @@ def path(visit: Visit, text: str) -> dict[str, Any]:
     tab_to('[data-testid="head"]')
     press("Home", "ArrowDown")
     told["chosen"] = [visit.hook(name).input_value() for name in ("layer", "head")]
-    tab_to('[role="tab"]')
+    tab_to('[role="tab"]', "Shift+Tab")
     press("Home")
     tab_to("[data-side]")
     press("ArrowDown", "ArrowDown", "Enter")

@@ -85,10 +85,14 @@ def pasted(visit: Visit, request: str, kind: int = 0, **options: Any) -> dict[st
 def refused(visit: Visit, requests: list[str], files: list[str]) -> dict[str, Any]:
     """What is said of requests and of files that are wrong."""
     visit.open("#view=tensors")
-    told: dict[str, Any] = {"requests": [], "files": []}
+    told: dict[str, Any] = {"requests": [], "files": [], "bottoms": []}
     for file in files:
+        visit.page.evaluate("scrollTo(0, 0)")
         visit.hook("tensor-file").set_input_files(file)
         visit.settle()
+        box = visit.hook("tensor-status").bounding_box()
+        assert box is not None
+        told["bottoms"].append(box["y"] + box["height"])
         told["files"].append(visit.hook("tensor-status").inner_text())
     for request in requests:
         visit.hook("tensor-input").fill(request)
