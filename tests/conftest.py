@@ -102,8 +102,11 @@ class RunningService:
         port = self._server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
 
-    def stop(self) -> None:
+    def begin_to_stop(self) -> None:
         self._server.should_exit = True
+
+    def stop(self) -> None:
+        self.begin_to_stop()
         self._thread.join(30)
 
 
@@ -117,6 +120,8 @@ def start_service() -> Iterator[Callable[[Settings], RunningService]]:
         return started[-1]
 
     yield start
+    for service in started:
+        service.begin_to_stop()
     for service in started:
         service.stop()
 

@@ -204,6 +204,7 @@ def test_modules_have_series_of_their_own_and_made_up_names_none(
     assert not any("bogus" in str(labels) for _, labels in after)
 
 
+@pytest.mark.slow
 def test_those_of_several_workers_add_up(environment: dict[str, str], tmp_path: Path) -> None:
     words = ("--workers", "2", "--drain-delay", "0", "--threads", "2")
     with serving(environment, tmp_path, *words) as served:

@@ -26,7 +26,7 @@ from tests.attention.checks import Answer
 from tests.attention.forms import post
 from tests.provider import PROVIDER
 
-CASES = int(os.environ.get("ATTENTION_CASES", "1000"))
+CASES = int(os.environ.get("ATTENTION_CASES", "500"))
 OVER_HTTP = max(200, CASES // 10)
 TILE_BYTES = (256, 4096, None)
 

@@ -36,6 +36,7 @@ def test_serve_says_its_address_and_takes_every_option(
         assert served.wait() == 0
 
 
+@pytest.mark.slow
 def test_sigterm_ends_readiness_at_once_and_service_after_the_delay(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -87,6 +88,7 @@ def a_long_call(url: str, texts: int) -> Iterator[Future[httpx.Response]]:
         yield answer
 
 
+@pytest.mark.slow
 def test_what_was_taken_is_finished(environment: dict[str, str], text_module: Path) -> None:
     with (
         serving(environment, text_module, "--drain-delay", "0") as served,
@@ -99,6 +101,7 @@ def test_what_was_taken_is_finished(environment: dict[str, str], text_module: Pa
         assert served.wait() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "logged"),
     [(signal.SIGTERM, "draining for 30.0 s"), (signal.SIGINT, "Waiting for connections to close")],
@@ -121,6 +124,7 @@ def test_a_second_signal_ends_it_at_once(
             answer.result(5)
 
 
+@pytest.mark.slow
 def test_sigterm_while_it_starts(environment: dict[str, str], text_module: Path) -> None:
     with serving(environment, text_module, "--drain-delay", "30") as served:
         served.logged("Waiting for application startup")
