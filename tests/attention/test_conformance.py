@@ -1,7 +1,7 @@
 """Random calls over the whole option space against float64 numpy.
 
 A tenth of them goes over HTTP in every wire form, the rest through the same job in process,
-in tiles of several sizes. `make test` runs a thousand, always the same ones. To run 20,000:
+in tiles of several sizes. `make test` runs five hundred, always the same ones. To run 20,000:
 
     ATTENTION_CASES=20000 .venv/bin/pytest tests/attention/test_conformance.py
 
