@@ -62,6 +62,11 @@ def check_text(result: dict[str, Any], case: dict[str, Any], arrays: dict[str, A
     np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
 
 
+def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+    """But for the rounding of kernels, which differ by what is asked and what runs together."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
 def texts(cases: list[dict[str, Any]]) -> dict[str, Any]:
     names = [name for name in ("text", "text_pair") if cases[0][name] is not None]
     return {name: [case[name] for case in cases] for name in names}
@@ -91,8 +96,8 @@ def test_a_ragged_batch_gives_each_text_what_it_gives_alone(
         for case, result in zip(cases, answer["results"], strict=True):
             check_text(result, case, text_arrays)
             alone = post(http, "/v1/text/attention", texts([case]))["results"][0]
-            np.testing.assert_array_equal(result["weights"], alone["weights"])
-            np.testing.assert_array_equal(result["output"], alone["output"])
+            assert_close(result["weights"], alone["weights"])
+            assert_close(result["output"], alone["output"])
 
 
 def test_layers_and_heads_come_in_the_order_asked(http: httpx.Client) -> None:
@@ -104,7 +109,7 @@ def test_layers_and_heads_come_in_the_order_asked(http: httpx.Client) -> None:
         {"text": text, "layers": [4, 1], "heads": [11, 0, 5], "return": {"output": False}},
     )["results"][0]
     assert "output" not in part
-    np.testing.assert_array_equal(part["weights"], whole["weights"][[4, 1]][:, [11, 0, 5]])
+    assert_close(part["weights"], whole["weights"][[4, 1]][:, [11, 0, 5]])
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call["id"])

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from attention_service.attention.engine import Engine
-from attention_service.modules import analysis, forward, text_costs
+from attention_service.modules import analysis, forward, layered, text_costs
 from attention_service.modules.exporters import export
 from attention_service.modules.layered import LayeredModel
 from attention_service.modules.loading import load
@@ -73,6 +73,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     most = 2**40 if request.param == "at_once" else 0
     for name in ("SMALL_BYTES", "WHOLE_BYTES"):
         monkeypatch.setattr(forward, name, most)
+    monkeypatch.setattr(layered, "SMALL_BYTES", 0)  # no run of all layers
     return str(request.param)
 
 

@@ -72,6 +72,8 @@ class Session:
     Attributes:
         inputs: names of its inputs.
         outputs: names of its outputs.
+        shapes: of each output what ONNX Runtime knows ahead: numbers, names of what differs from
+            run to run, and None; empty if it knows nothing.
         provider: the execution provider that runs its matrix products. ONNX Runtime places
             what a provider cannot run on the CPU without a word, so this is read back.
         shares_memory: whether it computes on arrays where they stand, and not on copies.
@@ -80,7 +82,8 @@ class Session:
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
         self.inputs = frozenset(item.name for item in session.get_inputs())
-        self.outputs = frozenset(item.name for item in session.get_outputs())
+        self.shapes = {item.name: tuple(item.shape) for item in session.get_outputs()}
+        self.outputs = frozenset(self.shapes)
         self.provider = _provider_that_runs(session)
         self.shares_memory = self.provider == "CPUExecutionProvider"
 

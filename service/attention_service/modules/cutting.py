@@ -2,13 +2,15 @@
 
 A segment goes from one layer's context to the next layer's query, key and value, so that the
 engine can compute the attention in between. Each parameter is in one segment; what depends on
-the tokens alone, such as rotary positions, is computed in each that needs it.
+the tokens alone, such as rotary positions, is computed in each that needs it. The segments
+behind the first can be joined again, with plain attention between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -17,6 +19,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from attention_service.modules.manifest import Layer
 from attention_wire.tensors import Array
+
+# The domain of operators that are ONNX Runtime's own.
+_FUSED = "com.microsoft"
 
 
 class CutError(Exception):
@@ -71,6 +76,21 @@ class CutGraph:
                 wanted = [after.hidden, after.query, after.key, after.value]
             yield self._segment(given, wanted, passed, f"segment {index}").SerializeToString()
 
+    def joined(self) -> bytes:
+        """All behind the first segment as one ONNX file, with the attention of its layers in it.
+
+        Its inputs are what the first segment gives, and the graph's own as far as it reads them;
+        its outputs the graph's output, and of each layer ``weights_of``, ``[B,H,L,L]``. It is
+        right for layers that see every key, and have as many heads of keys as of queries.
+        """
+        first = self._layers[0]
+        given = first.hidden, first.query, first.key, first.value
+        wanted = [self._output, *map(weights_of, self._layers)]
+        nodes = [node for layer in self._layers for node in _attention(layer)]
+        made = {node.output[0]: node for node in nodes}
+        joined: bytes = self._segment(given, wanted, set(), "joined", made).SerializeToString()
+        return joined
+
     def projection(self, layer: Layer, num_heads: int, embed_dim: int) -> Array:
         """The constant that a layer's merged context is multiplied by, float32 ``[H·Dv,E]``.
 
@@ -89,8 +109,14 @@ class CutGraph:
         return array.astype(np.float32, copy=False)
 
     def _segment(
-        self, given: Sequence[str], wanted: Sequence[str], passed: Set[str], name: str
+        self,
+        given: Sequence[str],
+        wanted: Sequence[str],
+        passed: Set[str],
+        name: str,
+        made: Mapping[str, NodeProto] = MappingProxyType({}),
     ) -> ModelProto:
+        producers = {**self._producers, **made}
         nodes: list[NodeProto] = []
         inputs: dict[str, None] = dict.fromkeys(given)
         constants: dict[str, None] = {}
@@ -102,7 +128,7 @@ class CutGraph:
             value, is_read = pending.pop()
             met.add(value)
             if is_read:
-                node = self._producers[value]
+                node = producers[value]
                 if not done.issuperset(node.output):
                     nodes.append(node)
                     done.update(node.output)
@@ -116,7 +142,7 @@ class CutGraph:
                 done.add(value)
             else:
                 pending.append((value, True))
-                pending += [(read, False) for read in self._reads(value)]
+                pending += [(read, False) for read in _reads(producers, value)]
         self._check(given, passed, met)
         graph = helper.make_graph(
             nodes,
@@ -124,8 +150,10 @@ class CutGraph:
             [self._input(value) for value in inputs],
             [helper.make_tensor_value_info(value, TensorProto.FLOAT, None) for value in wanted],
         )
+        opsets = {item.domain: item for item in self._model.opset_import}
+        opsets.setdefault(_FUSED, helper.make_opsetid(_FUSED, 1))
         model = helper.make_model(
-            graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version
+            graph, opset_imports=opsets.values(), ir_version=self._model.ir_version
         )
         # After make_model, which copies its graph.
         model.graph.initializer.extend(self._constants[value] for value in constants)
@@ -144,14 +172,34 @@ class CutGraph:
         if around := sorted(passed & met):
             raise CutError(f"{around[0]!r} is read behind the attention that it is given to")
 
-    def _reads(self, value: str) -> Sequence[str]:
-        node = self._producers.get(value)
-        if node is None:
-            raise CutError(f"it has no value {value!r}")
-        if any(attribute.HasField("g") for attribute in node.attribute):
-            raise CutError(f"its node {node.name!r} holds a graph, and cannot be cut out")
-        return list(node.input)
-
     def _input(self, name: str) -> onnx.ValueInfoProto:
         found = self._inputs.get(name)
         return found or helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+
+
+def weights_of(layer: Layer) -> str:
+    """The name of a layer's weights in the graph of all layers."""
+    return f"{layer.context}.weights"
+
+
+def _attention(layer: Layer) -> list[NodeProto]:
+    """From a layer's query, key and value to its context, where every row sees every key."""
+    scores, weights = f"{layer.context}.scores", weights_of(layer)
+    heads = [layer.query, layer.key]
+    product = helper.make_node(
+        "FusedMatMul", heads, [scores], domain=_FUSED, transB=1, alpha=layer.scale
+    )
+    return [
+        product,
+        helper.make_node("Softmax", [scores], [weights], axis=-1),
+        helper.make_node("MatMul", [weights, layer.value], [layer.context]),
+    ]
+
+
+def _reads(producers: Mapping[str, NodeProto], value: str) -> Sequence[str]:
+    node = producers.get(value)
+    if node is None:
+        raise CutError(f"it has no value {value!r}")
+    if any(attribute.HasField("g") for attribute in node.attribute):
+        raise CutError(f"its node {node.name!r} holds a graph, and cannot be cut out")
+    return list(node.input)

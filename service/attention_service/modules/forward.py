@@ -12,6 +12,7 @@ from attention_service.attention.graphs import TileSpec
 from attention_service.attention.lanes import Cancelled
 from attention_service.attention.planner import plan
 from attention_service.attention.selection import Wants
+from attention_service.modules.cutting import weights_of
 from attention_service.modules.layer_attention import FLOAT32, bias_of, call_of, wanted
 from attention_service.modules.manifest import Layer
 from attention_wire.tensors import Array
@@ -176,6 +177,24 @@ class Forward:
             raise ValueError("a run goes on with a layer's context, until its end")
         layer = self.options
         self._run({layer.context: context, layer.hidden: self._hidden})
+
+    def finish(self, into: Mapping[int, Array]) -> None:
+        """Go from the first layer to the output by one run of all layers, joined.
+
+        Args:
+            into: layer → ``[1,H,L,L]``, to be filled with its weights.
+        """
+        model, layer = self._model, self.options
+        if model.joined is None or self._hidden is None or self.layer:
+            raise ValueError("a run is finished from its first layer, by a model that is joined")
+        names = layer.hidden, layer.query, layer.key, layer.value
+        given = {**self._given, **dict(zip(names, (self._hidden, *self.heads), strict=True))}
+        given = {name: given[name] for name in model.joined.inputs}
+        (output,) = model.segments[-1].outputs
+        places = {weights_of(model.layers[at]): place for at, place in into.items()}
+        self.output = model.joined.run([output, *places], given, places)[output]
+        self._hidden = None
+        self.layer = len(model.layers)
 
     def _takes_at_most(self, size: int) -> bool:
         """Whether there are scores, and all of this layer are no more than so many bytes."""

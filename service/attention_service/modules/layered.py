@@ -2,6 +2,8 @@
 
 So no more is formed than what is asked for: where nothing is asked of a layer no weights, and
 of a long text those of some heads and rows, by tiles.
+
+A short text of a small encoder goes through all layers by one run, of a session beside.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from attention_wire.tensors import Array
 _RUN_BYTES = 2**19
 # Threads of all segments together: each has its own, which sleep while others run.
 _MOST_THREADS = 512
+# Parameters behind the embeddings that a model may hold twice.
+_JOINED_BYTES = 2**26
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,9 @@ class LayeredModel:
         num_heads: of the queries.
         norms: for each layer ``[H,Dv,Dv]``: W·Wᵀ of each head's part W of the projection, so
             that |v·W|² = v·W·Wᵀ·vᵀ.
+        joined: all segments behind the first, and the attention between them, for short texts;
+            None for a model that is large, whose layers do not see every key, or of whose heads
+            it is not known that there are as many of keys as of queries.
     """
 
     layers: Sequence[Layer]
@@ -49,6 +56,7 @@ class LayeredModel:
     engine: Engine
     num_heads: int
     norms: Sequence[Array]
+    joined: Session | None
 
     @classmethod
     def load(cls, path: Path, layers: Sequence[Layer], manifest: Manifest, engine: Engine) -> Self:
@@ -64,8 +72,14 @@ class LayeredModel:
             _gram(graph.projection(layer, num_heads, embed_dim), num_heads) for layer in layers
         ]
         threads = min(engine.threads, 1 + _MOST_THREADS // (len(layers) + 1))
-        segments = [engine.load(segment, threads) for segment in graph.segments()]
-        return cls(layers, segments, engine, num_heads, norms)
+        segments, sizes = [], []
+        for segment in graph.segments():
+            segments.append(engine.load(segment, threads))
+            sizes.append(len(segment))
+        joined = None
+        if sum(sizes[1:]) <= _JOINED_BYTES and _are_plain(layers, segments, num_heads):
+            joined = engine.load(graph.joined())
+        return cls(layers, segments, engine, num_heads, norms, joined)
 
     def try_text(self, tokens: Tokens) -> None:
         """Run a text as far as its embeddings go, which is where a position may be missing.
@@ -94,10 +108,15 @@ class LayeredModel:
     @property
     def sees_all(self) -> bool:
         """Whether every token of a text sees every other, in every layer."""
-        return not any(
-            layer.is_causal or layer.left_window_size >= 0 or layer.right_window_size >= 0
-            for layer in self.layers
-        )
+        return all(layer.sees_all for layer in self.layers)
+
+    def is_short(self, batch: int, length: int) -> bool:
+        """Whether texts go through all layers by one run, if it is this that is asked for.
+
+        It is not looked at for the end of a call, and forms the weights of every layer.
+        """
+        scores = 4 * self.num_heads * length**2
+        return self.joined is not None and batch == 1 and 0 < scores <= SMALL_BYTES
 
     @property
     def provider(self) -> str:
@@ -137,6 +156,16 @@ class LayeredModel:
         heads = np.empty((batch, self.num_heads, length, head_size), np.float32)
         call = call_of(self.layers[0], (heads, heads, heads), [length] * batch, wants)
         return plan(call, self.engine.target(FLOAT32)).peak_bytes
+
+
+def _are_plain(layers: Sequence[Layer], segments: Sequence[Session], num_heads: int) -> bool:
+    """Whether every row of every layer sees every key, and every query head has its own keys."""
+    heads = {
+        segment.shapes[name][1:2]
+        for layer, segment in zip(layers, segments, strict=False)
+        for name in (layer.query, layer.key, layer.value)
+    }
+    return heads == {(num_heads,)} and all(layer.sees_all for layer in layers)
 
 
 def _gram(projection: Array, num_heads: int) -> Array:

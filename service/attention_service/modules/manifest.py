@@ -76,6 +76,11 @@ class Layer(BaseModel):
     left_window_size: int = Field(default=-1, ge=-1)
     right_window_size: int = Field(default=-1, ge=-1)
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether every token of a text sees every other."""
+        return not self.is_causal and max(self.left_window_size, self.right_window_size) < 0
+
 
 class Manifest(BaseModel):
     """What a module is: read from and written to ``module.json``.

@@ -92,6 +92,10 @@ class TextCosts:
             top_k=None if top_k is None else min(top_k, longest),
         )
         attention = model.attention_bytes(texts, longest, info.head_dim, wants)
+        if asked.is_plain and model.is_short(texts, longest):
+            # One run of all layers holds the weights of each, asked for or not.
+            unasked = info.num_layers - (0 if selection is None else len(asked.layers))
+            attention += 4 * unasked * info.num_heads * longest**2
         return attention + (4 * self._block_bytes() if of_rows else 0)
 
     def _block_bytes(self) -> int:
