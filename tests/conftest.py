@@ -116,6 +116,9 @@ def start_service() -> Iterator[Callable[[Settings], RunningService]]:
     started: list[RunningService] = []
 
     def start(settings: Settings) -> RunningService:
+        if "modules_poll" not in settings.model_fields_set:
+            # They live until the last test ends: dozens would look at their folders all the time.
+            settings = settings.model_copy(update={"modules_poll": 0.0})
         started.append(RunningService(settings))
         return started[-1]
 

@@ -24,7 +24,7 @@ from safetensors.numpy import save
 from tests.conftest import TEXT_MODULE
 from tests.service.served import Served, serving
 
-COUNT = int(os.environ.get("ATTENTION_FUZZ", "1500"))
+COUNT = int(os.environ.get("ATTENTION_FUZZ", "1000"))
 LENGTH = "Inference-Header-Content-Length"
 RNG = np.random.default_rng(0)
 # What a call may leave behind: heaps and caches settle, and each body is some hundred bytes.

@@ -67,6 +67,7 @@ def executed(
     return code_cells(notebook)
 
 
+@pytest.mark.slow
 def test_every_cell_gives_what_is_stored(executed: dict[str, nbformat.NotebookNode]) -> None:
     stored = code_cells(read())
     assert list(executed) == list(stored)
@@ -76,12 +77,14 @@ def test_every_cell_gives_what_is_stored(executed: dict[str, nbformat.NotebookNo
             assert printed(cell) == printed(stored[name]), name
 
 
+@pytest.mark.slow
 def test_no_cell_says_that_something_is_false(executed: dict[str, nbformat.NotebookNode]) -> None:
     told = {name: printed(cell) for name, cell in executed.items()}
     assert sum(text.count("True") for text in told.values()) == 14
     assert not [name for name, text in told.items() if "False" in text]
 
 
+@pytest.mark.slow
 def test_the_induction_head(executed: dict[str, nbformat.NotebookNode]) -> None:
     assert printed(executed["guesses"]).splitlines()[-1].split() == ["a", "→", "bird"]
     assert "layer 1: [None, 'induction']" in printed(executed["labels"])
@@ -91,6 +94,7 @@ def test_the_induction_head(executed: dict[str, nbformat.NotebookNode]) -> None:
     assert "induction score: 0.000" in printed(executed["composition"])
 
 
+@pytest.mark.slow
 def test_what_is_told_of_the_sentence(
     executed: dict[str, nbformat.NotebookNode], client: AttentionClient
 ) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from attention_service.attention.engine import Engine
-from attention_service.modules import layered
+from attention_service.modules import layered, segments
 from attention_service.modules.exporters import export
 from attention_service.modules.layered import LayeredModel
 from attention_service.modules.loading import load
@@ -150,6 +150,6 @@ def test_heads_that_share_keys_are_not_joined(tmp_path: Path, engine: Engine) ->
 def test_a_large_model_is_not_joined(
     tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layered, "_JOINED_BYTES", 2**10)
+    monkeypatch.setattr(segments, "_JOINED_BYTES", 2**10)
     _, model = module_of(export(GOLDENS / "bert", "bert", tmp_path), engine)
     assert model.joined is None

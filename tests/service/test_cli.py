@@ -37,6 +37,7 @@ def fails_here(*words: str | Path, stdin: str = "") -> str:
     return result.stderr
 
 
+@pytest.mark.slow
 def test_a_provider_that_is_not_installed(command: Command) -> None:
     expected = "the provider 'coreml' is not in the installed ONNX Runtime; it has "
     assert expected in command.fails("serve", "--provider", "coreml")  # there is none for Linux
@@ -47,6 +48,7 @@ def test_a_provider_that_is_not_installed(command: Command) -> None:
 # --- export and modules ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_export(command: Command, tmp_path: Path) -> None:
     words = ("export", STATE_DICT, "--num-heads", "4", "--name", "mha", "--modules", tmp_path)
     result = command(*words)
@@ -116,6 +118,7 @@ def test_export_says_what_it_lacks(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("module.json"))
 
 
+@pytest.mark.slow
 def test_modules_lists_what_serves_and_what_is_refused(
     command: Command, modules: Path, tmp_path: Path
 ) -> None:
@@ -135,6 +138,7 @@ def test_modules_lists_what_serves_and_what_is_refused(
     )
 
 
+@pytest.mark.slow
 def test_modules_of_a_folder_that_is_not_there(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +167,7 @@ def test_the_modules_of_make_are_pointed_to_and_not_taken(
 # --- check -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_check(command: Command) -> None:
     result = command("check", "--provider", "cpu", ATTENTION_THREADS="1")
     assert result.returncode == 0, result
@@ -176,6 +181,7 @@ def test_check(command: Command) -> None:
 # --- attend ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_attend_to_a_text(command: Command, text_module: Path) -> None:
     words = ("attend", "The cat sat.", "--json", "--modules", text_module)
     result = command(*words, "--layer", "3", "--head", "1")
@@ -191,6 +197,7 @@ def test_attend_to_a_text(command: Command, text_module: Path) -> None:
     np.testing.assert_allclose(all_weights[3:4, 1:2], weights, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_attend_to_tensors_from_standard_input(command: Command) -> None:
     result = command("attend", "-", stdin=json.dumps(TENSORS))
     assert (result.returncode, result.stderr) == (0, "")
@@ -261,6 +268,7 @@ def test_attend_says_what_is_wrong(
 # --- The command itself ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_version_and_help(command: Command) -> None:
     assert command("--version").stdout == f"attention-service {version('attention-service')}\n"
     text = command("--help").stdout
@@ -284,6 +292,7 @@ sys.meta_path.insert(0, Missing())
 EXTRA = ["fastapi", "onnxruntime", "pydantic_settings", "rich", "starlette", "typer", "uvicorn"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [EXTRA, ["onnxruntime"]], ids=["all", "onnxruntime"])
 def test_without_the_extra_it_says_what_to_install(
     command: Command, tmp_path: Path, missing: list[str]
@@ -297,6 +306,7 @@ def test_without_the_extra_it_says_what_to_install(
         assert "[server-gpu]" in message
 
 
+@pytest.mark.slow
 def test_a_missing_part_of_our_own_is_not_blamed_on_the_extra(
     command: Command, tmp_path: Path
 ) -> None:

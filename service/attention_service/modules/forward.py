@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +14,8 @@ from attention_service.attention.selection import Wants
 from attention_service.modules.cutting import weights_of
 from attention_service.modules.layer_attention import FLOAT32, bias_of, call_of, wanted
 from attention_service.modules.manifest import Layer
+from attention_service.modules.segments import Segments
 from attention_wire.tensors import Array
-
-if TYPE_CHECKING:
-    from attention_service.modules.layered import LayeredModel
 
 # Scores of a layer that are formed at once, by all threads: a wait for tiles would be most of
 # what they take. More of them, where every weight is wanted anyway: that is some milliseconds.
@@ -37,7 +34,7 @@ class Forward:
 
     def __init__(
         self,
-        model: LayeredModel,
+        model: Segments,
         given: Mapping[str, Array],
         lengths: Sequence[int],
         cancelled: Callable[[], bool],
