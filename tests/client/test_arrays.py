@@ -71,9 +71,10 @@ def test_dtypes(value: Any, dtype: str) -> None:
 
 def test_bfloat16_of_pytorch() -> None:
     numbers = [1.0, -3.140625, 2.0**-133, float("inf")]  # all of which bfloat16 has
-    array = tensor("query", Torch(numbers))  # type: ignore[arg-type]
+    torch: Any = Torch(numbers)
+    array = tensor("query", torch)
     assert (array.dtype, array.astype(float).tolist()) == (ml_dtypes.bfloat16, numbers)
-    assert mask("attn_mask", Torch(numbers)).dtype == ml_dtypes.bfloat16  # type: ignore[arg-type]
+    assert mask("attn_mask", torch).dtype == ml_dtypes.bfloat16
 
 
 def test_an_array_is_not_copied() -> None:

@@ -96,20 +96,26 @@ def test_a_ragged_batch_gives_each_text_what_it_gives_alone(
         for case, result in zip(cases, answer["results"], strict=True):
             check_text(result, case, text_arrays)
             alone = post(http, "/v1/text/attention", texts([case]))["results"][0]
+            # A short text takes one run of all layers if nothing runs with it, and its output is
+            # wanted: that rounds elsewhere. By the same way it gives the same bits.
             assert_close(result["weights"], alone["weights"])
             assert_close(result["output"], alone["output"])
+            asked = {**texts([case]), "return": {"output": False}}
+            layered = post(http, "/v1/text/attention", asked)["results"][0]
+            assert any(np.array_equal(result["weights"], w["weights"]) for w in (alone, layered))
 
 
 def test_layers_and_heads_come_in_the_order_asked(http: httpx.Client) -> None:
     text = CASES["animal"]["text"]
-    whole = post(http, "/v1/text/attention", {"text": text})["results"][0]
+    asked = {"text": text, "return": {"output": False}}
+    whole = post(http, "/v1/text/attention", asked)["results"][0]
     part = post(
         http,
         "/v1/text/attention",
-        {"text": text, "layers": [4, 1], "heads": [11, 0, 5], "return": {"output": False}},
+        {**asked, "layers": [4, 1], "heads": [11, 0, 5]},
     )["results"][0]
     assert "output" not in part
-    assert_close(part["weights"], whole["weights"][[4, 1]][:, [11, 0, 5]])
+    np.testing.assert_array_equal(part["weights"], whole["weights"][[4, 1]][:, [11, 0, 5]])
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call["id"])

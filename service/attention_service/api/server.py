@@ -100,15 +100,7 @@ class Server(uvicorn.Server):
 class Worker(Server):
     """A server that is one of several over one socket; its supervisor tells it what to do."""
 
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        lifecycle: Lifecycle,
-        drain_delay: float,
-        is_ready: Callable[[], None],
-    ) -> None:
-        super().__init__(config, lifecycle, drain_delay, is_ready)
-        self._leaving: asyncio.Task[None] | None = None
+    _leaving: asyncio.Task[None] | None = None
 
     @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
