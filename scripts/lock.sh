@@ -8,7 +8,7 @@ uv=${1:-uv}
 compile() {
   local out=$1
   shift
-  "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+  "$uv" pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
     --no-annotate "$@" --output-file "requirements/$out"
 }
 

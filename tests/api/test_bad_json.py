@@ -84,6 +84,7 @@ def test_a_field_given_twice_in_a_tensor_object_is_a_400(caller: Caller) -> None
         (ATTENTION, {"return_": {}}, "return_", "did you mean 'return'?"),
         (ATTENTION, {"": 1}, "", "known are "),
         (ATTENTION, {"zzzz": 1}, "zzzz", "is_causal, key"),
+        (ATTENTION, {"scale\0": 1}, "scale\0", "did you mean 'scale'?"),
         (ATTENTION, {"return": {"weight": True}}, "return.weight", "did you mean 'weights'?"),
         (ATTENTION, {"return": {"weights": {"head": [0]}}}, "return.weights.head", "'heads'"),
         (TEXT, {"txt": "a"}, "txt", "did you mean 'text'?"),

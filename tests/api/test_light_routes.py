@@ -41,6 +41,9 @@ def test_info_says_what_runs_here_and_what_it_takes(small: Caller) -> None:
         "answer_bytes": SMALL_ANSWER,
         "memory_bytes": SMALL_MEMORY,
         "json_depth": 64,
+        "running_calls": 2,
+        "waiting_calls": 256,
+        "timeout_seconds": 240.0,
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from attention_wire import documents, number_lists
@@ -105,12 +105,15 @@ _nested = st.recursive(
 )
 
 
-@given(_nested, _nested)
-def test_both_parsers_give_the_same(query: Any, other: Any) -> None:
-    text = json.dumps({"query": query, "other": other}).encode()
+@given(_nested, _nested, st.text(max_size=3).filter(lambda name: name not in NAMES))
+@example([[1.5]], [2.0], "query\0")  # names are looked for up to a NUL
+@example([[1.5]], [2.0], "\0")
+def test_both_parsers_give_the_same(query: Any, other: Any, name: str) -> None:
+    text = json.dumps({"query": query, name: other}).encode()
     ever, found = documents.parse(text), documents.parse(text, tensors=NAMES)
     assert found.only_numbers == ever.only_numbers
-    assert found.value["other"] == ever.value["other"]
+    assert list(found.value) == list(ever.value)
+    assert found.value[name] == ever.value[name]
     if isinstance(found.value["query"], np.ndarray):
         with np.errstate(over="ignore"):
             expected = np.array(ever.value["query"], np.float32)

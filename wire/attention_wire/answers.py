@@ -211,12 +211,15 @@ class ModuleList(_Answer):
 
 
 class Limits(_Answer):
-    """What the service takes, in bytes and levels."""
+    """What the service takes."""
 
     body_bytes: int
     answer_bytes: int
     memory_bytes: int
     json_depth: int
+    running_calls: int = Field(description="Large calls that compute at once")
+    waiting_calls: int = Field(description="Calls that may wait; one more is answered 429")
+    timeout_seconds: float = Field(description="What X-Request-Timeout can be at most")
 
 
 class ServiceInfo(_Answer):

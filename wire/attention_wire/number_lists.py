@@ -47,6 +47,8 @@ def parse(raw: bytes, names: Set[str]) -> tuple[dict[str, Any], int] | None:
     members: dict[str, Any] = {}
     lists = 0
     for name in document:
+        if "\0" in name:
+            return None  # what pysimdjson looks for ends there
         item = document[name]
         array = _array(item) if name in names else None
         if array is not None:
