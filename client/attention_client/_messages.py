@@ -78,9 +78,9 @@ class Received:
         self._buffer[begin : self._end] = chunk
 
     def body(self) -> Buffer:
-        """All that has come."""
+        """All that has come, read-only as results are."""
         del self._buffer[self._end :]
-        return self._buffer
+        return memoryview(self._buffer).toreadonly()
 
 
 @dataclass(frozen=True)
