@@ -12,7 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 _MEBIBYTE = 2**20
 
 
@@ -52,13 +53,18 @@ def write(name: str, report: Mapping[str, Any]) -> Path:
 
 
 def _revision() -> str:
-    """The git revision, ``-dirty`` behind it where tracked files of the code differ."""
-    # Results and notes do not change what is measured.
-    command = ["git", "describe", "--always", "--abbrev=12", "--dirty"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
-    return done.stdout.strip() or "unknown"
+    """The git revision, ``-dirty`` behind it where files of what is measured differ."""
+    revision = _git("rev-parse", "--short=12", "HEAD")
+    # Results and documents do not change what is measured.
+    is_dirty = _git("status", "--porcelain", "--", "service", "wire", "client", "requirements")
+    return f"{revision}{'-dirty' if is_dirty else ''}" or "unknown"
+
+
+def _git(*words: str) -> str:
+    """What git prints, nothing where this is no working copy."""
+    command = ["git", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    return done.stdout.strip()
 
 
 def _cpu_model() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 
 ATTENTION = "/v1/attention"
 TEXT = "/v1/text/attention"
@@ -88,6 +90,35 @@ class Caller:
         address = urlsplit(self.url)
         with socket.create_connection((address.hostname, address.port), 20) as connection:
             yield connection
+
+
+def metric(caller: Caller, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that have these labels."""
+    text = caller.ask("GET", "/metrics").text
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+def quiet(caller: Caller, seconds: float = 5) -> bool:
+    """Wait until nothing runs and nothing waits."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not metric(caller, "attention_running") + metric(caller, "attention_queue_size"):
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def until(caller: Caller, name: str, value: float) -> None:
+    """Wait until a metric has this value."""
+    end = time.monotonic() + 10
+    while metric(caller, name) != value:
+        assert time.monotonic() < end, f"{name} is not {value}"
+        time.sleep(0.005)
 
 
 def read_answer(connection: socket.socket, method: str = "POST") -> httpx.Response:

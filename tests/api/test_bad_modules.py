@@ -48,7 +48,8 @@ TEXTS = {
         f"there is no layer 6: {TEXT_MODULE} has 6, 0 to 5"),
     "head_past_the_last": ({"text": "a", "heads": [12]}, "invalid_field", "heads",
         f"there is no head 12: {TEXT_MODULE} has 12, 0 to 11"),
-    "head_past_64_bits": ({"text": "a", "heads": [10**19]}, "invalid_field", "heads", ""),
+    "head_past_64_bits": ({"text": "a", "heads": [10**19]}, "invalid_field", "heads",
+        f"there is no head {10**19}"),
     "negative_layer": ({"text": "a", "layers": [-1]}, "invalid_field", "layers", "from 0 up"),
     "layer_twice": ({"text": "a", "layers": [1, 1]}, "invalid_field", "layers", "once"),
     "no_heads": ({"text": "a", "heads": []}, "invalid_field", "heads", "at least one"),
@@ -58,9 +59,6 @@ TEXTS = {
     "head_of_bool": ({"text": "a", "heads": [True]}, "invalid_field", "heads", "integers"),
     "truncate_in_words": ({"text": "a", "truncate": "yes"}, "invalid_field", "truncate", "true or"),
     "module_of_number": ({"text": "a", "module": 1}, "invalid_field", "module", "string"),
-    "heads_of_the_weights": (
-        {"text": "a", "return": {"weights": {"heads": [0]}}}, "invalid_field", "return.weights", ""
-    ),
     "module_that_takes_tensors": (
         {"text": "a", "module": "mha"}, "module_kind", "module", "name a text module"
     ),
@@ -74,7 +72,7 @@ def test_text_that_cannot_be_answered_is_a_422(
     check_problem(caller.post(TEXT, fields), 422, code, field, says=(says,))
 
 
-@pytest.mark.parametrize("name", ["no-such", "", "../all-MiniLM-L6-v2", "ALL-MINILM-L6-V2"])
+@pytest.mark.parametrize("name", ["no-such", "", "../all-MiniLM-L6-v2"])
 def test_an_unknown_module_is_a_404_that_says_which_there_are(caller: Caller, name: str) -> None:
     answer = caller.post(TEXT, {"text": "a", "module": name})
     check_problem(answer, 404, "unknown_module", "module", says=(TEXT_MODULE, "mha"))

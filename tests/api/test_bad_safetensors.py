@@ -201,10 +201,3 @@ def test_a_name_of_many_parts_is_refused(caller: Caller) -> None:
     answer = ask(caller, body_of(header))
     assert answer.status_code == 422
     assert len(answer.content) < 5_000
-
-
-def test_text_goes_in_safetensors_without_any_tensor(caller: Caller) -> None:
-    body = body_of({"__metadata__": {"request": '{"text": "hi", "layers": [0]}'}})
-    answer = ask(caller, body, TEXT)
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["Content-Type"] == SAFETENSORS

@@ -171,7 +171,7 @@ def test_several_text_modules_ask_for_a_choice_unless_one_is_the_default(
 
 
 def test_a_default_text_module_that_is_not_there_says_so(
-    modules: Path, tmp_path: Path, start_service: Callable[[Settings], RunningService]
+    tmp_path: Path, start_service: Callable[[Settings], RunningService]
 ) -> None:
     settings = Settings(modules=tmp_path, provider="cpu", text_module="gone")
     caller = Caller(start_service(settings).url)

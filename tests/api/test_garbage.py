@@ -15,13 +15,24 @@ import pytest
 from safetensors.numpy import save
 
 from attention_service.settings import Settings
-from tests.api.support import ATTENTION, GOOD, JSON, SAFETENSORS, TEXT, Caller, head
+from tests.api.support import (
+    ATTENTION,
+    GOOD,
+    JSON,
+    SAFETENSORS,
+    TEXT,
+    Caller,
+    head,
+    metric,
+    quiet,
+    until,
+)
 from tests.conftest import RunningService
 
 
 @pytest.fixture(scope="module")
 def caller(modules: Path, start_service: Callable[[Settings], RunningService]) -> Iterator[Caller]:
-    settings = Settings(modules=modules, provider="cpu", max_running=1, max_waiting=40)
+    settings = Settings(modules=modules, provider="cpu", threads=2, max_running=1, max_waiting=40)
     one = Caller(start_service(settings).url)
     yield one
     one.close()
@@ -35,13 +46,14 @@ def long_call() -> bytes:
     return save({**tensors, "value": tensors["key"]}, metadata={"request": fields})
 
 
-def left_by(ending: Callable[[], None]) -> list[str]:
+def left_by(ending: Callable[[], None], caller: Caller) -> list[str]:
     """Where the frames stopped that nothing but the collector would free."""
     gc.collect()
     gc.disable()
     try:
         ending()
-        time.sleep(0.5)  # the service looks at a closed connection from time to time
+        assert quiet(caller, 20)
+        time.sleep(0.1)  # the frames of what was counted end a moment later
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
         return [
@@ -56,6 +68,9 @@ def left_by(ending: Callable[[], None]) -> list[str]:
 
 
 def test_callers_who_hang_up(caller: Caller, long_call: bytes) -> None:
+    def gone() -> float:
+        return metric(caller, "attention_requests_total", status="499", code="caller_gone")
+
     def ending() -> None:
         for _ in range(3):
             with caller.connection() as connection:
@@ -63,9 +78,12 @@ def test_callers_who_hang_up(caller: Caller, long_call: bytes) -> None:
                     head(ATTENTION, Content_Type=SAFETENSORS, Content_Length=len(long_call))
                 )
                 connection.sendall(long_call)
-                time.sleep(0.2)
+                until(caller, "attention_running", 1)
+            assert quiet(caller, 20)
 
-    assert left_by(ending) == []
+    before = gone()
+    assert left_by(ending, caller) == []
+    assert gone() == before + 3
 
 
 def test_calls_that_take_too_long(caller: Caller, long_call: bytes) -> None:
@@ -76,7 +94,7 @@ def test_calls_that_take_too_long(caller: Caller, long_call: bytes) -> None:
             )
             assert answer.status_code == 504
 
-    assert left_by(ending) == []
+    assert left_by(ending, caller) == []
 
 
 @pytest.mark.parametrize(
@@ -89,15 +107,15 @@ def test_calls_that_take_too_long(caller: Caller, long_call: bytes) -> None:
         (ATTENTION, json.dumps({**GOOD, "query": [[1e300, 1e300]] * 2}).encode()),
         ("/v1/modules/mha/attention", b'{"query": [[1]]}'),
         ("/v1/modules/nobody/attention", b'{"query": [[1]]}'),
-        (TEXT, b'{"texts": []}'),
-        (TEXT, b'{"texts": ["a"], "module": "nobody"}'),
+        (TEXT, b'{"text": []}'),
+        (TEXT, b'{"text": ["a"], "module": "nobody"}'),
     ],
 )
 def test_calls_that_are_refused(caller: Caller, path: str, body: bytes) -> None:
     def ending() -> None:
         assert 400 <= caller.post(path, body, Content_Type=JSON).status_code < 500
 
-    assert left_by(ending) == []
+    assert left_by(ending, caller) == []
 
 
 def test_calls_that_fail_together(caller: Caller) -> None:
@@ -114,4 +132,4 @@ def test_calls_that_fail_together(caller: Caller) -> None:
         with ThreadPoolExecutor(12) as threads:
             assert set(threads.map(call, range(24))) == {422}
 
-    assert left_by(ending) == []
+    assert left_by(ending, caller) == []

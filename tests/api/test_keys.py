@@ -17,6 +17,7 @@ import pytest
 from attention_client import AttentionClient, UnauthorizedError
 from attention_service.settings import Settings
 from tests.conftest import RunningService
+from tests.waiting import wait_until
 
 ALICE, BOB, BOBS_NEXT = "att_of-alice", "att_of-bob", "att_next-of-bob"
 CALL = {"query": [[1.0, 0.0]], "key": [[1.0, 0.0]], "value": [[1.0, 2.0]]}
@@ -141,13 +142,6 @@ def test_the_clients_error(url: str) -> None:
         with pytest.raises(UnauthorizedError) as refused:
             client.info()
         assert "att_wrong" not in str(refused.value)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 def test_a_changed_file_is_taken_up_and_a_broken_one_is_not(

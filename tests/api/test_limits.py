@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save
 
 from attention_service.settings import Settings
-from tests.api.conftest import SMALL_ANSWER, SMALL_MEMORY
+from tests.api.conftest import SMALL_ANSWER
 from tests.api.support import ATTENTION, SAFETENSORS, TEXT, Caller, check_problem
 from tests.conftest import RunningService
 
@@ -140,7 +140,6 @@ def test_memory_too_large_says_what_would_fit(little_memory: Caller) -> None:
     problem = check_problem(answer, 413, "memory_too_large", says=says)
     size = int(re.findall(r"up to (\d+) bytes", problem["detail"])[0])
     assert size >= 600 * 600 * 4
-    assert SMALL_MEMORY == MEMORY < size
     smaller = little_memory.post(ATTENTION, fields | fitting_return(problem["detail"]))
     assert smaller.status_code == 200, smaller.text
 

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from attention_service.settings import Settings
 from tests.conftest import ROOT, TEXT_MODULE, RunningService
 from tests.service.served import TENSORS, serving
+from tests.waiting import wait_until
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -84,6 +85,7 @@ def test_calls_are_counted(url: str, http: httpx.Client) -> None:
     assert more("attention_requests_total", route=route, status="400", code="malformed_json") == 1
     for phase in ("parse", "queue", "compute", "serialize"):
         assert more("attention_phase_seconds_count", module="sdpa", phase=phase) == 3
+        assert more("attention_phase_seconds_sum", module="sdpa", phase=phase) > 0
     assert more("attention_received_bytes_total") == 3 * len(body)
     assert more("attention_sent_bytes_total") == sent
     assert value(after, "attention_queue_size") == value(after, "attention_running") == 0
@@ -222,10 +224,7 @@ def test_those_of_several_workers_add_up(environment: dict[str, str], tmp_path: 
             parts = {"module": "sdpa", "phase": "compute"}
             assert value(samples, "attention_phase_seconds_count", **parts) == 40
         # What another worker watches is a second old at most, and may be of the midst of a call.
-        end = time.monotonic() + 10
-        while value(read(url)[1], "attention_running") > 0:
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_until(lambda: value(read(url)[1], "attention_running") == 0)
         assert "attention_memory_resident_bytes" in names
         one = httpx.get(f"{url}/v1/info").json()["limits"]["memory_bytes"]
 

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from attention_service.modules.exporters import export
 from attention_service.settings import Settings
 from tests.conftest import RunningService
+from tests.waiting import wait_until
 
 POLL = 0.05
 QUERY = np.linspace(-1, 1, 24, dtype=np.float32).reshape(1, 3, 8)
@@ -124,13 +125,6 @@ def which(folder: Modules, answer: httpx.Response) -> str:
         if np.allclose(answer.json()["output"], output, atol=1e-5)
     )
     return found
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 def refused(http: httpx.Client) -> dict[str, str]:

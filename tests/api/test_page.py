@@ -72,7 +72,7 @@ def test_the_page_runs_no_script_but_its_files(caller: Caller, path: str) -> Non
 
 @pytest.mark.parametrize(
     "path",
-    ["/page", "/page/", "/page/index.html", "/page/nothing.js", "/page/../page_files.py",
+    ["/page", "/page/", "/page/index.html", "/page/nothing.js",
      "/page/%2e%2e/page_files.py", "/page/..%2fpage_files.py", "/page/main.js/"],
 )  # fmt: skip
 def test_nothing_else_is_served(caller: Caller, path: str) -> None:
@@ -137,7 +137,9 @@ def test_behind_a_proxy_the_files_are_found_under_its_path() -> None:
             return await client.get(path)
 
     page = asyncio.run(ask("/"))
-    for source in re.findall(r'(?:src|href)="(page/[^"]+)"', page.text):
+    sources = re.findall(r'(?:src|href)="(page/[^"]+)"', page.text)
+    assert sources
+    for source in sources:
         for prefix in ("", "/behind/proxy"):  # which a proxy takes off, or leaves on
             answer = asyncio.run(ask(f"{prefix}/{source}"))
             assert answer.status_code == 200, source

@@ -214,7 +214,7 @@ def test_calls_at_the_same_time_do_not_mix(traced_url: str, recorder: Recorder) 
     async def main() -> None:
         async with AsyncAttentionClient(traced_url) as client:
             # Those of an equal length may be computed together.
-            lengths = [1, 2, 3, 4] * 4
+            lengths = [1, 8, 16, 32] * 4
             await asyncio.gather(*(call(client, length) for length in lengths))
 
     asyncio.run(main())
@@ -228,7 +228,7 @@ def test_calls_at_the_same_time_do_not_mix(traced_url: str, recorder: Recorder) 
         )
         phases = recorder.below(server)
         assert names(phases) == PHASES
-        # The length tells which call it is: its query has so many rows of 16 bytes.
+        # The length tells which call it is: its output has so many rows of 16 bytes.
         length = int(root.name.split()[1])
         weights, output = 4 * length * length, 16 * length
         answer_bytes = attribute(phases[3], "attention.answer_bytes")

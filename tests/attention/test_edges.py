@@ -153,7 +153,7 @@ def test_what_is_not_asked_for_is_not_answered(engine: Engine) -> None:
     assert set(nothing) == {"provider"}
 
 
-def test_equal_graphs_share_one_session_whatever_the_scale(engine: Engine) -> None:
+def test_equal_graphs_share_one_session_whatever_the_scale() -> None:
     fresh = Engine("cpu", 1)
     for scale in (0.1, 0.2, 0.3):
         for length in (2, 5):

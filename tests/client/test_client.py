@@ -114,10 +114,11 @@ def test_empty_tensors(ask: Ask, service_url: str) -> None:
     assert (result.output.shape, result.weights.shape) == ((0, 2), (0, 3))
 
 
-def test_a_learned_module_gives_what_pytorch_gave(ask: Ask, service_url: str) -> None:
+@pytest.mark.parametrize("name", ["kdim_bool_mask", "kdim_causal"])
+def test_a_learned_module_gives_what_pytorch_gave(ask: Ask, service_url: str, name: str) -> None:
     calls = json.loads((GOLDENS / "multi_head.json").read_text())
     arrays = np.load(GOLDENS / "multi_head.npz")
-    call = next(each for each in calls if each["variant"] == "kdim")
+    (call,) = (each for each in calls if each["id"] == name)
     key, value = (arrays[f"{call['id']}.{name}"] for name in ("key", "value"))
     masked = f"{call['id']}.attn_mask"
     result = ask(
@@ -295,10 +296,12 @@ def test_large_bodies_are_repeated_whole(ask: Ask, server: ScriptedServer) -> No
     assert len(first.body) > 3 * large.nbytes
 
 
-@pytest.mark.parametrize("status", [400, 500])
-def test_lasting_failures_are_not_repeated(ask: Ask, server: ScriptedServer, status: int) -> None:
+@pytest.mark.parametrize(("status", "kind"), [(400, BadRequestError), (500, ServerError)])
+def test_lasting_failures_are_not_repeated(
+    ask: Ask, server: ScriptedServer, status: int, kind: type[Exception]
+) -> None:
     server.script = [Reply(status)]
-    with pytest.raises((BadRequestError, ServerError)):
+    with pytest.raises(kind):
         ask(server.url, "attention", *ONE)
     assert len(server.received) == 1
 
@@ -320,7 +323,7 @@ def test_retry_after_is_waited_for(ask: Ask, server: ScriptedServer) -> None:
     ask(server.url, "attention", *ONE)
     assert time.monotonic() - start >= 1
     first, second = (float(each.headers["X-Request-Timeout"]) for each in server.received)
-    assert first - second >= 1
+    assert first - second > 0.99  # they are rounded
 
 
 def test_a_wait_past_the_deadline_is_not_begun(ask: Ask, server: ScriptedServer) -> None:
@@ -336,9 +339,9 @@ def test_a_wait_past_the_deadline_is_not_begun(ask: Ask, server: ScriptedServer)
 def test_one_deadline_over_everything(ask: Ask, server: ScriptedServer, reply: Reply) -> None:
     server.script = [Reply(503), reply]
     start = time.monotonic()
-    with pytest.raises(DeadlineExceededError, match=r"no answer within 0\.8 s"):
-        ask(server.url, "attention", *ONE, timeout=0.8)
-    assert 0.7 < time.monotonic() - start < 5
+    with pytest.raises(DeadlineExceededError, match=r"no answer within 2 s"):
+        ask(server.url, "attention", *ONE, timeout=2)
+    assert 1.9 < time.monotonic() - start < 10
     assert len(server.received) == 2
 
 

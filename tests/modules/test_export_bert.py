@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,17 +42,9 @@ def runner(folder: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def text_folder(request: pytest.FixtureRequest) -> Path:
-    """The Hugging Face directory of the default text module."""
-    given = os.environ.get("ATTENTION_TEST_TEXT_SOURCE")
-    folder: Path = Path(given) if given else request.getfixturevalue("text_source")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def mini_lm(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mini_lm(text_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     modules = tmp_path_factory.mktemp("modules")
-    return export(text_folder, "mini-lm", modules, expected_sha256=TEXT["model"]["sha256"])
+    return export(text_source, "mini-lm", modules, expected_sha256=TEXT["model"]["sha256"])
 
 
 @pytest.fixture(scope="module")
@@ -343,7 +334,6 @@ def refusal(folder: Path, tmp_path: Path, **options: Any) -> str:
         ({"vocab_size": "many"}, ["vocab_size"]),
         ({"num_hidden_layers": 0}, ["num_hidden_layers"]),
         ({"vocab_size": 10}, ["ids up to 10", "vocab_size 10"]),
-        ({"model_type": "gpt7"}, ["'gpt7'", "BERT", "MultiheadAttention"]),
     ],
     ids=str,
 )
@@ -416,6 +406,7 @@ def test_weights_past_what_an_onnx_file_holds_are_refused() -> None:
 
 def test_two_constants_of_one_name_have_to_be_equal() -> None:
     graph = Graph("small")
-    assert graph.constant("axis", np.array([1])) == graph.constant("axis", np.array([1]))
+    graph.constant("axis", np.array([1]))
+    graph.constant("axis", np.array([1]))
     with pytest.raises(ValueError, match="axis"):
         graph.constant("axis", np.array([2]))

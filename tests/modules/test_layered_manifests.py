@@ -71,7 +71,6 @@ def put_an_if_between(folder: Path) -> None:
 
 BREAKAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "query": (lambda f: set_layer(f, 1, query="gone"), ("no value 'gone'",)),
-    "hidden": (lambda f: set_layer(f, 2, hidden="gone"), ("no value 'gone'",)),
     "projection": (lambda f: set_layer(f, 1, projection="gone"), ("no constant 'gone'",)),
     "other-projection": (
         lambda f: set_layer(f, 1, projection="layer.1.intermediate.dense.weight"),

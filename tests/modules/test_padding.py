@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention_service.modules.padding import RUN_TOKENS, runs
@@ -10,6 +10,7 @@ from attention_service.modules.padding import RUN_TOKENS, runs
 LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=60)
 
 
+@settings(deadline=None, derandomize=True, database=None)
 @given(LENGTHS, st.integers(1, 400_000))
 def test_every_text_is_in_one_run_that_pads_it_little(lengths: list[int], most: int) -> None:
     cut = runs(lengths, most)

@@ -130,7 +130,8 @@ def test_matrices_take_half_and_the_rest_stays(tmp_path: Path) -> None:
         assert (item.data_type == TensorProto.FLOAT16) == is_matrix, name
     manifest = Manifest.model_validate_json((half / MANIFEST_FILE).read_bytes())
     assert manifest.dtype == "float32"
-    for layer in manifest.layers or ():
+    assert manifest.layers
+    for layer in manifest.layers:
         assert constants[layer.projection].data_type == TensorProto.FLOAT16
 
 

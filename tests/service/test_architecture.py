@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -11,20 +12,29 @@ PACKAGES = ("wire/attention_wire", "client/attention_client", "service/attention
 WHOLE = {"commands", "exporters", "analyses", "inference", "page"}
 
 
-def named() -> set[str]:
+def named() -> Iterator[str]:
+    """The paths of the map, whose folders are told by a line's indentation."""
     text = (ROOT / "docs/architecture.md").read_text()
     blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
     (found,) = (block for block in blocks if "wire/attention_wire/" in block)
-    return {name for line in found.splitlines() for name in re.findall(r"[\w]+\.py", line)}
+    folders: list[str] = []
+    for line in found.splitlines():
+        names = line.strip().split("  ")[0]
+        del folders[(len(line) - len(line.lstrip())) // 4 :]
+        if re.fullmatch(r"[\w/]+/", names):
+            folders.append(names.rstrip("/"))
+        for name in re.findall(r"\w+\.py", names):
+            yield "/".join([*folders, name])
 
 
 def test_the_map_is_the_tree() -> None:
     there = {
-        path.name
+        path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*.py")
         if path.name != "__init__.py" and not WHOLE & set(path.relative_to(ROOT).parts)
     }
-    assert there - named() == set()
-    of_whole = {path.name for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
-    assert named() - of_whole - {"reference.py"} == set()
+    told = list(named())
+    assert len(told) == len(set(told))
+    assert there - set(told) == set()
+    assert [name for name in told if not (ROOT / name).is_file()] == []

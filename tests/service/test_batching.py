@@ -107,7 +107,10 @@ class Calls:
 
     def __init__(self, most_bytes: int = 1000, max_waiting: int = 50) -> None:
         self.admission = Admission(1, max_waiting, BUDGET)
-        self.batching = Batching(self.admission, most_bytes)
+        self.sizes: list[int] = []
+        self.batching = Batching(
+            self.admission, most_bytes, lambda jobs: self.sizes.append(len(jobs))
+        )
         self.log: list[list[str]] = []
         self.first_may_end = threading.Event()
         self.tasks: dict[str, asyncio.Task[dict[str, Any]]] = {}
@@ -349,11 +352,6 @@ def test_a_batch_goes_on_while_anybody_waits_for_it() -> None:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine("cpu", 2)
-
-
-@pytest.fixture(scope="module")
 def repository(modules: Path, engine: Engine) -> Repository:
     return ModuleFolder(modules, engine).look()
 
@@ -381,7 +379,8 @@ def test_calls_of_equal_shapes(engine: Engine) -> None:
             jobs.append(AttentionJob.of(AttentionRequest.model_validate(fields), engine))
             plain = {name: given for name, given in extra.items() if name != "return"}
             expected.append(attention(query, key, value, **plain))
-        assert len({job.batch_key for job in jobs}) == 1
+        (key,) = {job.batch_key for job in jobs}
+        assert key is not None
         for answer, right in zip(AttentionJob.run_together(jobs), expected, strict=True):
             close(answer["output"], right.output)
             if "return" in extra:
@@ -443,11 +442,11 @@ def test_numbers_of_one_call_do_not_spoil_the_others(engine: Engine) -> None:
     async def scenario() -> None:
         calls = Calls(2**20)
         await calls.start_first()
-        # Small calls have two places of their own, so two of these are computed at once.
         for index, request in enumerate(requests):
             calls.begin(AttentionJob.of(request, engine), str(index))
         await settle()
         outcomes = await calls.end()
+        assert sorted(calls.sizes) == [1, 1, 3]
         problem = outcomes["2"]
         assert isinstance(problem, ProblemError)
         assert problem.code is Code.NON_FINITE
@@ -490,7 +489,8 @@ def test_texts_of_several_calls(repository: Repository) -> None:
         TextRequest(text=TEXTS[2]),
     ]
     jobs = [TextJob(module, request) for request in requests]
-    assert len({job.batch_key for job in jobs}) == 1
+    (key,) = {job.batch_key for job in jobs}
+    assert key is not None
     for job, answer in zip(jobs, type(jobs[0]).run_together(jobs), strict=True):
         alone = job.run()
         assert len(answer["results"]) == len(alone["results"]) == job.count
@@ -535,7 +535,8 @@ def test_calls_of_a_learned_module(repository: Repository) -> None:
     rng = np.random.default_rng(3)
     tensors = [rng.standard_normal((2, 3, 8)).astype(np.float32) for _ in range(3)]
     jobs = [MultiHeadJob(module, ModuleRequest(query=tensor, is_causal=True)) for tensor in tensors]
-    assert len({job.batch_key for job in jobs}) == 1
+    (key,) = {job.batch_key for job in jobs}
+    assert key is not None
     assert jobs[0].batch_key != MultiHeadJob(module, ModuleRequest(query=tensors[0])).batch_key
     for job, answer in zip(jobs, type(jobs[0]).run_together(jobs), strict=True):
         alone = job.run()

@@ -167,7 +167,7 @@ def test_a_line_says_where_the_time_went_and_how_much_was_sent(
 ) -> None:
     words = ("--log-format", "json", "--drain-delay", "0")
     body = b'{"query": [[1, 0]], "key": [[1, 0]], "value": [[1, 2]]}'
-    slow = b'{"text": "%s"}' % (b"a " * 400)
+    slow = json.dumps({"text": ["a " * 400] * 28, "return": {"weights": False}}).encode()
     with serving(environment, text_module, *words) as served:
         url = served.logged(r"running on (http://[\d.:]+)")[1]
         with httpx.Client(base_url=url, timeout=60) as http:
@@ -176,7 +176,7 @@ def test_a_line_says_where_the_time_went_and_how_much_was_sent(
             answers.append(http.post("/v1/text/attention", json={"text": "a cat"}))
             http.post("/v1/attention", content=b"{")
             late = http.post(
-                "/v1/text/attention", content=slow, headers={"X-Request-Timeout": "0.005"}
+                "/v1/text/attention", content=slow, headers={"X-Request-Timeout": "0.2"}
             )
             http.get("/nothing")
             http.get("/v1/info")

@@ -148,11 +148,10 @@ def test_an_unknown_argument_is_refused() -> None:
         Settings(prot=9000)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("name", FIELDS)
-def test_nothing_changes_afterwards(name: str) -> None:
+def test_nothing_changes_afterwards() -> None:
     settings = Settings()
     with pytest.raises(ValidationError, match="frozen"):
-        setattr(settings, name, FIELDS[name][1])
+        settings.port = 9000  # type: ignore[misc]
 
 
 def test_a_module_folder_that_cannot_be_listed_says_why() -> None:

@@ -6,21 +6,14 @@ import math
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.system.harness import REPOSITORY, run, serving
+from tests.system.harness import REPOSITORY, run
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
-
-
-@pytest.fixture(scope="module")
-def url(modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(modules, tmp_path_factory.mktemp("examples") / "service.log") as service:
-        yield service.url
 
 
 def check(printed: str) -> None:

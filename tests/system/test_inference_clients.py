@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import pytest
 
 from tests.conftest import TEXT_MODULE
 from tests.reference import attention
-from tests.system.harness import REPOSITORY, run, serving
+from tests.system.harness import REPOSITORY, run
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -29,12 +28,6 @@ class Seen(NamedTuple):
 
     told: dict[str, Any]
     arrays: dict[str, Array]
-
-
-@pytest.fixture(scope="module")
-def url(modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(modules, tmp_path_factory.mktemp("inference") / "service.log") as service:
-        yield service.url
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +53,14 @@ def near(found: Array, expected: Array, atol: float = 1e-5) -> None:
     np.testing.assert_allclose(found.astype(np.float64), expected, rtol=1e-4, atol=atol)
 
 
-def check_texts(found: dict[str, Array], url: str, **asked: Any) -> None:
+def check_texts(found: dict[str, Array], url: str, *, is_whole: bool = True, **asked: Any) -> None:
     fields = {"text": TEXTS, "module": TEXT_MODULE, **asked}
     results = httpx.post(f"{url}/v1/text/attention", json=fields, timeout=60).json()["results"]
     for row, result in enumerate(results):
         size = len(result["tokens"])
         assert found["tokens"][row, :size].tolist() == result["tokens"]
         assert found["token_ids"][row, :size].tolist() == result["token_ids"]
-        if "weights" in found:
+        if is_whole:
             near(found["weights"][row, ..., :size, :size], np.array(result["weights"]), 1e-4)
             near(found["output"][row, :size], np.array(result["output"]), 1e-4)
 
@@ -118,6 +111,9 @@ def test_triton_gets_the_right_numbers(
         found = of(name)
         near(found["output"], plain.output, atol)
         near(found["weights"], plain.weights, atol)
+    if kind == "sync":  # begun, and waited for later
+        near(of("begun")["output"], plain.output)
+        near(of("begun")["weights"], plain.weights)
     documents = np.array([0, 0, 1, 1, 1])
     mask = given["attn_mask"][:, :5] & (documents[:, None] == documents)
     masked = attention(query, key, value, attn_mask=mask, scale=0.5)
@@ -127,7 +123,7 @@ def test_triton_gets_the_right_numbers(
     assert triton.told["sync"]["id"] == "seven"
     check_texts(of("text"), url, layers=[5], heads=[0, 7])
     assert set(of("text, JSON")) == {"tokens", "token_ids"}
-    check_texts(of("text, JSON"), url)
+    check_texts(of("text, JSON"), url, is_whole=False)
 
 
 def test_tritons_errors_hold_our_text(triton: Seen) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.system.harness import serving
 from tests.system.page.harness import Array, asked, table, visit, weights
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
@@ -21,12 +19,6 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 TEXT = "The animal didn't cross the street because it was too tired."
 LINK = f"#text={TEXT.replace(' ', '+')}&layer=4&head=3&view="
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-@pytest.fixture(scope="module")
-def url(modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(modules, tmp_path_factory.mktemp("taken") / "service.log") as service:
-        yield service.url
 
 
 @pytest.fixture(scope="module")

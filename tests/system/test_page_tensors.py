@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.reference import attention
-from tests.system.harness import serving
 from tests.system.page.harness import Array, table, visit
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 RTOL = 2e-5
-
-
-@pytest.fixture(scope="module")
-def url(modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(modules, tmp_path_factory.mktemp("tensors") / "service.log") as service:
-        yield service.url
 
 
 @pytest.fixture
@@ -124,6 +116,7 @@ def test_npy_files_are_taken_by_name_or_asked_about(
     expected = attention(
         query, given["key"].astype(float), given["value"].astype(float), attn_mask=mask
     )
+    assert len(told["seen"]) == 4
     for seen in told["seen"]:
         check(seen, expected, seen["batch"], seen["head"])
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.system.harness import serving
 from tests.system.page.harness import Array, asked, visit, weights
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
@@ -19,12 +17,6 @@ TEXT = "The animal didn't cross the street because it was too tired."
 PAIR = "Who was too tired?"
 # Of lines too faint to be seen none is drawn; the page says below which.
 LEAST = 0.005
-
-
-@pytest.fixture(scope="module")
-def url(modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(modules, tmp_path_factory.mktemp("page") / "service.log") as service:
-        yield service.url
 
 
 def drawn(lines: list[list[float]]) -> dict[tuple[int, int], float]:

@@ -97,7 +97,9 @@ def test_bfloat16_is_the_upper_half_of_float32_rounded_to_even(numbers: list[flo
     assert array.tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("dtype", [d for name, d in DTYPES.items() if name != "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", [d for name, d in DTYPES.items() if d.itemsize > 1 and name != "bfloat16"]
+)
 def test_an_array_of_the_other_byte_order_is_written_in_the_wires(dtype: np.dtype[Any]) -> None:
     array = np.array([0, 1, 0, 1], dtype)
     foreign = array.astype(dtype.newbyteorder(">"))
@@ -172,14 +174,20 @@ RAGGED = [
 ]
 
 
-@pytest.mark.parametrize("only_numbers", [False, True])
-@pytest.mark.parametrize(("value", "message"), RAGGED, ids=lambda v: str(v)[:24])
+@pytest.mark.parametrize(
+    ("value", "message", "only_numbers"),
+    [
+        (value, message, fast)
+        for value, message in RAGGED
+        for fast in ([False] if "NaN" in value else [False, True])
+    ],
+    ids=lambda v: str(v)[:24],
+)
 def test_a_ragged_list_is_refused_with_its_place(
     value: list[Any], message: str, only_numbers: bool
 ) -> None:
-    fast = only_numbers and "NaN" not in value
     with pytest.raises(InvalidTensor, match=f"ragged list: {message}"):
-        from_json(value, only_numbers=fast)
+        from_json(value, only_numbers=only_numbers)
 
 
 REFUSED = [

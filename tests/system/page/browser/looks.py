@@ -57,6 +57,7 @@ def hostile(visit: Visit, text: str) -> dict[str, Any]:
         "(all) => all.map((token) => [token.dir, getComputedStyle(token).unicodeBidi])"
     )
     told["files"] = [visit.saved(f"export-{type_}").name for type_ in ("svg", "csv", "json")]
+    ran += visit.page.evaluate("Object.keys(window.harm ?? {})")
     visit.page.reload()
     visit.settle()
     told["again"] = visit.tokens("query").all_text_contents()
