@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -90,6 +91,21 @@ class Caller:
         address = urlsplit(self.url)
         with socket.create_connection((address.hostname, address.port), 20) as connection:
             yield connection
+
+
+def body_of(header: object, data: bytes = b"", length: int | None = None) -> bytes:
+    """A safetensors body of a header that may say anything, be it about its own length."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    size = len(text) if length is None else length
+    return size.to_bytes(8, "little") + text + data
+
+
+def fitting_return(detail: str) -> dict[str, Any]:
+    """The fields that the detail says would fit."""
+    found = re.search(r'(\{"return": .*\}) would fit', detail)
+    assert found, detail
+    fields: dict[str, Any] = json.loads(found[1])
+    return fields
 
 
 def metric(caller: Caller, name: str, **labels: str) -> float:

@@ -20,11 +20,11 @@ from tests.api.support import (
     SAFETENSORS,
     TEXT,
     Caller,
+    body_of,
     check_problem,
     head,
     read_answer,
 )
-from tests.api.test_bad_safetensors import body_of
 
 MODULE = "/v1/modules/example/attention"
 CALLS: dict[str, dict[str, Any]] = {

@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 
-from tests.api.support import ATTENTION, GOOD, SAFETENSORS, TEXT, Caller, check_problem
-from tests.api.test_bad_safetensors import body_of
+from tests.api.support import (
+    ATTENTION,
+    GOOD,
+    SAFETENSORS,
+    TEXT,
+    Caller,
+    body_of,
+    check_problem,
+)
 
 GOOD_TEXT = json.dumps(GOOD)[1:-1]
 

@@ -15,6 +15,7 @@ from tests.api.support import (
     SAFETENSORS,
     TEXT,
     Caller,
+    body_of,
     check_problem,
 )
 
@@ -26,13 +27,6 @@ def entry(begin: int, end: int, dtype: str = "F32", shape: object = (2, 2)) -> d
 
 
 GOOD_HEADER = {"query": entry(0, 16), "key": entry(16, 32), "value": entry(32, 48)}
-
-
-def body_of(header: object, data: bytes = b"", length: int | None = None) -> bytes:
-    """A body of a header that may say anything, be it about its own length."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    size = len(text) if length is None else length
-    return size.to_bytes(8, "little") + text + data
 
 
 def ask(caller: Caller, body: bytes, path: str = ATTENTION) -> Any:

@@ -29,9 +29,6 @@ from tests.api.support import (
 )
 from tests.conftest import RunningService
 
-# Some seconds of work, in thousands of tiles.
-LONG = 8192
-
 
 @pytest.fixture(scope="module")
 def impatient_url(start_service: Callable[[Settings], RunningService]) -> str:
@@ -55,18 +52,6 @@ def impatient(impatient_url: str) -> Iterator[Caller]:
     assert quiet(caller)
     caller.must_serve()
     caller.close()
-
-
-@pytest.fixture(scope="module")
-def long_call() -> bytes:
-    """Entropy of all rows, with answers of a few kilobytes."""
-    rng = np.random.default_rng(0)
-    tensors = {
-        name: rng.standard_normal((1, 8, LONG, 64), np.float32)
-        for name in ("query", "key", "value")
-    }
-    fields = '{"return": {"output": false, "weights": false, "entropy": true}}'
-    return save(tensors, metadata={"request": fields})
 
 
 def send(connection: socket.socket, body: bytes, **headers: str) -> None:

@@ -6,8 +6,6 @@ An option that one of these forgets is right once, and then silently ignored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,11 +14,9 @@ import pytest
 
 from attention_service.attention.engine import Engine
 from attention_service.attention.sdpa import AttentionJob
-from attention_service.settings import Settings
 from attention_wire import bodies
 from attention_wire.schemas import AttentionRequest
 from tests import reference
-from tests.conftest import RunningService
 
 RNG = np.random.default_rng(41)
 BATCH, HEADS, LENGTH, KEYS, SIZE = 2, 2, 4, 6, 3
@@ -66,13 +62,6 @@ TWO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 # What changes no number, or is tried elsewhere: heads of rank 3 are in the shape.
 WITHOUT_NUMBERS = {"tensor_format", "softmax_precision", "q_num_heads", "kv_num_heads", "return_"}
-
-
-@pytest.fixture(scope="module")
-def http(start_service: Callable[[Settings], RunningService]) -> Iterator[httpx.Client]:
-    url = start_service(Settings(modules=Path("/nonexistent"), provider="cpu", threads=2)).url
-    with httpx.Client(base_url=url, timeout=60) as client:
-        yield client
 
 
 def test_no_option_is_left_out() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,10 +20,8 @@ from attention_service.attention.compiled import Compiled
 from attention_service.attention.engine import Engine
 from attention_service.attention.sdpa import AttentionJob
 from attention_service.attention.values import Doubtful
-from attention_service.settings import Settings
 from attention_wire import bodies
 from attention_wire.schemas import AttentionRequest
-from tests.conftest import RunningService
 from tests.reference import attention
 
 Array = np.ndarray[Any, Any]
@@ -37,13 +33,6 @@ def tensors(shape: tuple[int, ...] = (1, 2, 5, 4), keys: int = 6, dtype: Any = n
     rest = (*shape[:-2], keys, shape[-1])
     sizes = {"query": shape, "key": rest, "value": (*rest[:-1], 3)}
     return {name: RNG.standard_normal(size).astype(dtype) for name, size in sizes.items()}
-
-
-@pytest.fixture(scope="module")
-def http(start_service: Callable[[Settings], RunningService]) -> Iterator[httpx.Client]:
-    url = start_service(Settings(modules=Path("/nonexistent"), provider="cpu", threads=2)).url
-    with httpx.Client(base_url=url, timeout=60) as client:
-        yield client
 
 
 def ask(

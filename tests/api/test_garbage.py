@@ -38,14 +38,6 @@ def caller(modules: Path, start_service: Callable[[Settings], RunningService]) -
     one.close()
 
 
-@pytest.fixture(scope="module")
-def long_call() -> bytes:
-    rng = np.random.default_rng(0)
-    tensors = {n: rng.standard_normal((1, 8, 8192, 64), np.float32) for n in ("query", "key")}
-    fields = '{"return": {"output": false, "weights": false, "entropy": true}}'
-    return save({**tensors, "value": tensors["key"]}, metadata={"request": fields})
-
-
 def left_by(ending: Callable[[], None], caller: Caller) -> list[str]:
     """Where the frames stopped that nothing but the collector would free."""
     gc.collect()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
 import time
@@ -16,7 +15,14 @@ from safetensors.numpy import save
 
 from attention_service.settings import Settings
 from tests.api.conftest import SMALL_ANSWER
-from tests.api.support import ATTENTION, SAFETENSORS, TEXT, Caller, check_problem
+from tests.api.support import (
+    ATTENTION,
+    SAFETENSORS,
+    TEXT,
+    Caller,
+    check_problem,
+    fitting_return,
+)
 from tests.conftest import RunningService
 
 MEMORY = 2**20
@@ -62,14 +68,6 @@ def noise(*shape: int) -> dict[str, Any]:
 def three(q_length: int, kv_length: int, size: int = 1) -> dict[str, Any]:
     key = noise(kv_length, size)
     return {"query": noise(q_length, size), "key": key, "value": key}
-
-
-def fitting_return(detail: str) -> dict[str, Any]:
-    """The fields that the detail says would fit."""
-    found = re.search(r'(\{"return": .*\}) would fit', detail)
-    assert found, detail
-    fields: dict[str, Any] = json.loads(found[1])
-    return fields
 
 
 @pytest.mark.parametrize(

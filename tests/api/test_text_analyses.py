@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from attention_service.settings import Settings
 from tests.api.support import TEXT, Caller
 from tests.api.text_models import (
     ASKED,
@@ -18,14 +15,13 @@ from tests.api.text_models import (
     Array,
     Asked,
     assert_same,
+    every_model,
     flat,
-    make_models,
     result,
     results,
-    whole_weights,
 )
 from tests.api.text_numbers import TOLERANCE, check_numbers, close, mixed, rollouts, words_of
-from tests.conftest import TEXT_MODULE, RunningService
+from tests.conftest import TEXT_MODULE
 
 EVERYTHING = {
     "weights": {"top_k": 3},
@@ -37,26 +33,11 @@ EVERYTHING = {
     "inputs": True,
 }
 PAIRS = [asked for asked in ASKED.values() if asked.text_pair]
-every_model = pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
 
 
-@pytest.fixture(scope="module")
-def caller(
-    modules: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    start_service: Callable[[Settings], RunningService],
-) -> Iterator[Caller]:
-    folder = make_models(tmp_path_factory.mktemp("texts"), modules)
-    caller = Caller(start_service(Settings(modules=folder, provider="cpu", threads=2)).url)
-    yield caller
-    caller.must_serve()
-    caller.close()
-
-
-@pytest.fixture(scope="module")
-def weights_of(caller: Caller) -> Callable[[Asked], Array]:
-    """The whole weights of a text ``[layers,H,L,L]``, in float64."""
-    return cache(lambda asked: whole_weights(caller, asked))
+@pytest.fixture
+def caller(models_caller: Caller) -> Caller:
+    return models_caller
 
 
 # --- Numbers of rows and heads -----------------------------------------------------------------

@@ -21,6 +21,7 @@ from tests.api.text_models import (
     Array,
     Asked,
     assert_same,
+    every_model,
     make_models,
     manifest_of,
     post,
@@ -34,7 +35,6 @@ from tests.conftest import TEXT_MODULE, RunningService
 
 # Heads that are taken out, of one layer and of several.
 ABLATIONS = {"one": [(1, 1)], "several": [(0, 2), (2, 0), (0, 0)], "last": [(2, 1)]}
-every_model = pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
 
 
 @pytest.fixture(scope="module")

@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from attention_service.settings import Settings
 from tests.api.support import Caller
 from tests.api.text_models import (
     ASKED,
     SENTENCE,
     Array,
     Asked,
-    make_models,
+    every_model,
     result,
-    whole_weights,
 )
 from tests.api.text_numbers import check_numbers, close, rollouts, words_of
-from tests.conftest import TEXT_MODULE, RunningService
-
-every_model = pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+from tests.conftest import TEXT_MODULE
 
 
-@pytest.fixture(scope="module")
-def caller(
-    modules: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    start_service: Callable[[Settings], RunningService],
-) -> Iterator[Caller]:
-    folder = make_models(tmp_path_factory.mktemp("texts"), modules)
-    caller = Caller(start_service(Settings(modules=folder, provider="cpu", threads=2)).url)
-    yield caller
-    caller.must_serve()
-    caller.close()
-
-
-@pytest.fixture(scope="module")
-def weights_of(caller: Caller) -> Callable[[Asked], Array]:
-    """The whole weights of a text ``[layers,H,L,L]``, in float64."""
-    return cache(lambda asked: whole_weights(caller, asked))
+@pytest.fixture
+def caller(models_caller: Caller) -> Caller:
+    return models_caller
 
 
 def check_top(found: dict[str, Any], weights: Array, k: int) -> None:

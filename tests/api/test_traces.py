@@ -259,15 +259,6 @@ def test_a_path_that_is_not_there(traced: Caller, recorder: Recorder) -> None:
     assert attribute(server, "http.route") is None
 
 
-@pytest.fixture(scope="module")
-def long_call() -> bytes:
-    """Some seconds of work for the entropy of all rows, a few kilobytes."""
-    shape = (1, 8, 8192, 64)
-    tensors = {name: np.ones(shape, np.float32) for name in ("query", "key", "value")}
-    fields = '{"return": {"output": false, "weights": false, "entropy": true}}'
-    return save(tensors, metadata={"request": fields})
-
-
 def test_a_deadline_marks_the_request_and_its_phase(
     traced: Caller, recorder: Recorder, long_call: bytes
 ) -> None:

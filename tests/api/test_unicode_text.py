@@ -15,8 +15,12 @@ import pytest
 from safetensors.numpy import load
 
 from tests.api import bert_tokens
-from tests.api.support import SAFETENSORS, TEXT, Caller
-from tests.api.test_bad_safetensors import body_of
+from tests.api.support import (
+    SAFETENSORS,
+    TEXT,
+    Caller,
+    body_of,
+)
 from tests.conftest import ROOT, TEXT_MODULE
 
 VOCABULARY: dict[str, int] = json.loads(

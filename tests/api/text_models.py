@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import onnx
+import pytest
 from onnx import numpy_helper
 
 from attention_service.modules.exporters import export
@@ -48,6 +49,7 @@ ASKED = {
     "mistral": Asked("mistral"),
     "modernbert": Asked("modernbert", text_pair=REPLY),
 }
+every_model = pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
 
 
 def make_models(folder: Path, modules: Path) -> Path:

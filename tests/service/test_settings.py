@@ -219,3 +219,18 @@ def uses_the_environment(module: ast.Module) -> bool:
 )
 def test_reading_the_environment_would_be_seen(code: str) -> None:
     assert uses_the_environment(ast.parse(code))
+
+
+def test_workers_divide_the_settings() -> None:
+    whole = Settings(
+        workers=4, threads=10, max_running=2, max_waiting=100, memory_budget_bytes=2**30
+    )
+    one = whole.of_a_worker()
+    assert (one.threads, one.max_running, one.max_waiting) == (2, 1, 25)
+    assert one.memory_budget_bytes == 2**28
+    assert one.workers == 4
+    assert one.max_body_bytes == whole.max_body_bytes
+    assert Settings(workers=3, max_waiting=0).of_a_worker().max_waiting == 0
+    assert (
+        Settings(workers=64, memory_budget_bytes=2**20).of_a_worker().memory_budget_bytes == 2**20
+    )

@@ -15,7 +15,6 @@ import httpx
 import numpy as np
 import pytest
 
-from attention_service.settings import Settings
 from tests.service.served import OUTPUT, TENSORS, Command, Served, serving
 from tests.waiting import wait_until
 
@@ -40,21 +39,6 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def test_the_settings_are_divided() -> None:
-    whole = Settings(
-        workers=4, threads=10, max_running=2, max_waiting=100, memory_budget_bytes=2**30
-    )
-    one = whole.of_a_worker()
-    assert (one.threads, one.max_running, one.max_waiting) == (2, 1, 25)
-    assert one.memory_budget_bytes == 2**28
-    assert one.workers == 4
-    assert one.max_body_bytes == whole.max_body_bytes
-    assert Settings(workers=3, max_waiting=0).of_a_worker().max_waiting == 0
-    assert (
-        Settings(workers=64, memory_budget_bytes=2**20).of_a_worker().memory_budget_bytes == 2**20
-    )
 
 
 def test_a_worker_that_dies_is_replaced_and_all_end_together(

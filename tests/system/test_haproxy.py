@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import re
@@ -20,16 +19,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import yaml
 
 from attention_client import AttentionClient
-from attention_service.api.problems import STATUS
-from attention_service.settings import Settings
 from attention_wire.bodies import PROBLEM
-from attention_wire.problems import TYPE_PREFIX, Code, ProblemDetails
 from tests.reference import attention
+from tests.service.test_deployment import CONFIGURATION, REPLICAS
 from tests.system.harness import (
-    REPOSITORY,
     Service,
     free_port,
     run,
@@ -41,10 +36,6 @@ from tests.system.harness import (
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
-
-COMPOSE = REPOSITORY / "deploy/compose"
-CONFIGURATION = (COMPOSE / "haproxy.cfg").read_text()
-REPLICAS = ("attention-1", "attention-2")
 
 CALL = {"query": [[1, 0]], "key": [[1, 0], [0, 1]], "value": [[1, 2], [3, 4]]}
 WEIGHTS = [[1 / (1 + np.exp(-(0.5**0.5))), 1 / (1 + np.exp(0.5**0.5))]]
@@ -69,6 +60,16 @@ class Deployment:
     metrics_url: str
     replicas: dict[str, Service]
     log: Path
+
+    def running(self, *names: str) -> float:
+        """How many calls compute in these replicas, by default in all."""
+        texts = [
+            httpx.get(f"{self.replicas[name].url}/metrics", trust_env=False).text
+            for name in names or REPLICAS
+        ]
+        return sum(
+            float(text.partition("\nattention_running ")[2].split("\n")[0]) for text in texts
+        )
 
     def logged(self, *request_ids: str) -> list[Logged]:
         """The lines of some calls."""
@@ -184,74 +185,13 @@ def long_calls(deployment: Deployment, number: int) -> Iterator[list[Future[http
         calls = [
             pool.submit(deployment.post, LONG_CALL, "/v1/text/attention") for _ in range(number)
         ]
-        time.sleep(0.3)
+        wait_until(lambda: deployment.running() == number or any(call.done() for call in calls))
         assert not any(call.done() for call in calls)
         yield calls
 
 
 def ids(answers: list[httpx.Response]) -> list[str]:
     return [answer.headers["X-Request-ID"] for answer in answers]
-
-
-# --- The configuration -----------------------------------------------------------------
-
-
-def test_it_fits_the_compose_file() -> None:
-    services = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
-    proxy, prometheus = services.pop("haproxy"), services.pop("prometheus")
-    servers = dict(re.findall(r"^ +server (\S+) (\S+)$", CONFIGURATION, re.MULTILINE))
-    assert servers == {name: f"{name}:8080" for name in services}
-    assert tuple(services) == tuple(proxy["depends_on"]) == REPLICAS
-    assert proxy["ports"] == ["127.0.0.1:8080:8080"]
-    assert proxy["volumes"] == ["./haproxy.cfg:/usr/local/etc/haproxy/haproxy.cfg:ro"]
-    for service in [proxy, prometheus, *services.values()]:
-        assert service["read_only"] is True
-        assert service["cap_drop"] == ["ALL"]
-        assert service["security_opt"] == ["no-new-privileges:true"]
-
-
-def test_replicas_are_checked_as_their_image_is_and_believe_the_proxy_of_their_network() -> None:
-    services = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
-    (check,) = re.findall(
-        r"^HEALTHCHECK .*\\\n +CMD (.*)$", (REPOSITORY / "Dockerfile").read_text(), re.MULTILINE
-    )
-    for name in REPLICAS:
-        assert services[name]["healthcheck"]["test"] == ["CMD", *json.loads(check)]
-        variables = {key.lower(): value for key, value in services[name]["environment"].items()}
-        trusted = Settings(trusted_proxies=variables["attention_trusted_proxies"]).trusted_proxies
-        networks = [ipaddress.ip_network(network) for network in trusted.split(",")]
-        assert all(network.is_private for network in networks)
-
-
-def test_each_replica_and_the_proxy_are_scraped() -> None:
-    prometheus = yaml.safe_load((COMPOSE / "prometheus.yaml").read_text())
-    targets = {
-        job["job_name"]: [target for one in job["static_configs"] for target in one["targets"]]
-        for job in prometheus["scrape_configs"]
-    }
-    (metrics_port,) = re.findall(r"^frontend metrics\n +bind :(\d+)$", CONFIGURATION, re.MULTILINE)
-    assert targets == {
-        "attention": [f"{name}:8080" for name in REPLICAS],
-        "haproxy": [f"haproxy:{metrics_port}"],
-    }
-    assert all((COMPOSE / file).is_file() for file in prometheus["rule_files"])
-
-
-def test_what_it_answers_itself_has_the_form_of_the_services_errors() -> None:
-    answers = re.findall(
-        r"http-error status (\d+) content-type (\S+) string '(.+?)'", CONFIGURATION
-    )
-    assert [int(status) for status, *_ in answers] == [404, 408, 502, 503, 504]
-    for status, media_type, body in answers:
-        assert media_type == PROBLEM
-        problem = ProblemDetails.model_validate_json(body)
-        assert problem.status == int(status)
-        if problem.status == httpx.codes.BAD_GATEWAY:  # which the service never sends
-            assert problem.type == "about:blank"
-        else:
-            code = Code(problem.code)
-            assert problem.type == TYPE_PREFIX + code
-            assert problem.status == STATUS[code]
 
 
 # --- While all is well -----------------------------------------------------------------
@@ -394,7 +334,7 @@ def test_a_large_call_is_lost_with_its_replica_and_says_so(failing_deployment: D
     large = {**LONG_CALL, "text": ["a " * 500] * 28}
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(deployment.post, large, "/v1/text/attention")
-        time.sleep(0.5)
+        wait_until(lambda: deployment.running("attention-1") == 1 or call.done())
         deployment.replicas["attention-1"].process.kill()
     answer = call.result()
     assert answer.status_code == httpx.codes.BAD_GATEWAY

@@ -35,7 +35,7 @@ HOSTILE = (
 
 def test_the_main_path_by_keys_alone(url: str, tmp_path: Path) -> None:
     text = "The cat sat on the mat."
-    told = visit("keyboard.path", url, tmp_path, text=text).told
+    told = visit("keyboard.path", url, tmp_path, text=text)
     layer, head = map(int, told["chosen"])
     assert (layer, head) == (2, 1)
     assert told["held"] == [["query", 2]]
@@ -66,7 +66,7 @@ def test_every_view_fits_its_window_and_shuts_nobody_out(
         width=width,
         height=height,
         dark=dark,
-    ).told
+    )
     assert len(told) == 6
     assert {view: seen["faults"] for view, seen in told.items() if seen["faults"]} == {}
     assert [view for view, seen in told.items() if seen["sideways"]] == []
@@ -76,8 +76,8 @@ def test_light_and_dark_by_the_system_and_by_a_button(url: str, tmp_path: Path) 
     def brightness(colour: str) -> int:
         return sum(int(part) for part in re.findall(r"\d+", colour)[:3])
 
-    light = [brightness(one) for one in visit("looks.themes", url, tmp_path).told]
-    dark = [brightness(one) for one in visit("looks.themes", url, tmp_path, dark=True).told]
+    light = [brightness(one) for one in visit("looks.themes", url, tmp_path)]
+    dark = [brightness(one) for one in visit("looks.themes", url, tmp_path, dark=True)]
     assert light[0] > 600
     assert light[1] < 200
     assert light[2] == light[0]
@@ -109,7 +109,7 @@ def splitting(modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_hostile_text_is_drawn_as_text(splitting: Path, tmp_path: Path) -> None:
     with serving(splitting, tmp_path / "service.log") as service:
-        told = visit("looks.hostile", service.url, tmp_path, text=HOSTILE).told
+        told = visit("looks.hostile", service.url, tmp_path, text=HOSTILE)
         tokens = asked(service.url, text=HOSTILE)["tokens"]
     assert told["ran"] == []
     assert set(told["elements"].values()) == {0}
@@ -133,7 +133,7 @@ def test_a_hostile_text_is_drawn_as_text(splitting: Path, tmp_path: Path) -> Non
 
 def test_no_script_and_no_style_but_the_pages_own(url: str, tmp_path: Path) -> None:
     # The console tells of the script, of the handler and of the style that did not run.
-    told = visit("looks.inline", url, tmp_path, errors=3).told
+    told = visit("looks.inline", url, tmp_path, errors=3)
     assert told["harm"] is None
     assert told["colour"] != "rgb(255, 0, 0)"
 
@@ -146,7 +146,7 @@ def test_with_keys_the_page_asks_and_then_works(
     monkeypatch.setenv("ATTENTION_API_KEYS_FILE", str(keys))
     with serving(modules, tmp_path / "service.log") as service:
         # The console has a line for each answer of 401: without a key, and with the wrong one.
-        told = visit("looks.key", service.url, tmp_path, key=KEY, errors=2).told
+        told = visit("looks.key", service.url, tmp_path, key=KEY, errors=2)
     assert told["asked"]
     assert told["again"]
     assert not told["left"]
@@ -160,8 +160,8 @@ def test_the_first_drawing_comes_at_once(url: str, tmp_path: Path) -> None:
     # [CLS] and [SEP] stand around 126 words.
     texts = [" ".join((WORDS[at:] + WORDS[:at]) * 21) for at in range(3)]
     assert len(asked(url, text=texts[0])["tokens"]) == 128
-    told = visit("speed.first_drawing", url, tmp_path, texts=texts).told
-    assert told["head tokens"] == 128
+    told = visit("speed.first_drawing", url, tmp_path, texts=texts)
+    assert told["tokens"] == 128
     # Milliseconds from the answer to the drawing: asked are 300, on a machine with nothing else
     # to do. Timings are printed, and decide only where a page all but stands still.
     print(f"first drawing at 128 tokens: lines {told['head']} ms, matrix {told['matrix']} ms")
@@ -170,7 +170,7 @@ def test_the_first_drawing_comes_at_once(url: str, tmp_path: Path) -> None:
 
 
 def test_the_pointer_moves_freely_over_512_tokens(url: str, tmp_path: Path) -> None:
-    told = visit("speed.pointer", url, tmp_path, text=" ".join(WORDS * 85)).told
+    told = visit("speed.pointer", url, tmp_path, text=" ".join(WORDS * 85))
     assert told["rows"] == "512"
     assert told["read"] > 30
     print(f"longest task while moving over 512 × 512: {told['longest']} ms (asked 200)")

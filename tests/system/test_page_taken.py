@@ -132,7 +132,7 @@ def test_files_of_the_other_views(url: str, tmp_path: Path) -> None:
 
 def test_the_link_opens_the_same_view_and_no_log_has_the_text(url: str, tmp_path: Path) -> None:
     text, pair = "Größer & <kleiner>; 100% #1 + 😀", "„Zweiter“ Text?"
-    told = visit("taking.link", url, tmp_path, text=text, pair=pair).told
+    told = visit("taking.link", url, tmp_path, text=text, pair=pair)
     assert told["before"]["controls"]["text"] == text
     assert told["before"]["controls"]["pair"] == pair
     assert told["before"]["held"] == [["query", 1], ["query", 3]]

@@ -54,7 +54,7 @@ def check(seen: dict[str, Any], expected: Any, batch: int = 0, head: int = 0) ->
 
 
 def test_a_worked_example_is_there_at_once(url: str, tmp_path: Path) -> None:
-    told = visit("tensors.example", url, tmp_path).told
+    told = visit("tensors.example", url, tmp_path)
     fields = {name: np.array(tensor) for name, tensor in json.loads(told["input"]).items()}
     mask = fields.pop("attn_mask")
     query, key, value = (one[None, None].astype(float) for one in fields.values())
@@ -84,9 +84,7 @@ def test_a_dropped_safetensors_file_is_computed_head_by_head(
 ) -> None:
     save_file(given, tmp_path / "qkv.safetensors")
     dropped = [str(tmp_path / "qkv.safetensors")]
-    told = visit(
-        "tensors.files", url, tmp_path, dropped=dropped, chosen=[], fields={}, softcap=1.5
-    ).told
+    told = visit("tensors.files", url, tmp_path, dropped=dropped, chosen=[], fields={}, softcap=1.5)
     assert told["read"] == "Read qkv.safetensors."
     assert len(told["seen"]) == 4
     expected = attention(*(one.astype(float) for one in given.values()), softcap=1.5)
@@ -110,7 +108,7 @@ def test_npy_files_are_taken_by_name_or_asked_about(
         dropped=paths[:1],
         chosen=paths[1:],
         fields={"third.npy": "value"},
-    ).told
+    )
     assert told["before"] == "Say which field third.npy is, or remove it."
     query = given["query"].astype(np.float16).astype(float)
     expected = attention(
@@ -131,7 +129,7 @@ def test_heads_side_by_side_in_a_json_file_are_shown_apart(
     path = tmp_path / "rank3.json"
     path.write_text(json.dumps({**merged, "q_num_heads": 2, "kv_num_heads": 1}))
     options: dict[str, Any] = {"dropped": [str(path)], "chosen": [], "fields": {}}
-    told = visit("tensors.files", url, tmp_path, **options).told
+    told = visit("tensors.files", url, tmp_path, **options)
     assert told["brought"] == [""]
     assert len(told["seen"]) == 4
     expected = attention(*(one.astype(float) for one in given.values()))
@@ -155,7 +153,7 @@ def test_a_pasted_requests_options_stand_in_the_form_and_can_be_changed(
         top_k="",
         lse=True,
         left_window_size=1,
-    ).told
+    )
     assert told["checked"] == {
         "is_causal": True,
         "output": True,
@@ -183,10 +181,10 @@ def test_scores_and_the_largest_weights_are_shown_too(
     request = json.dumps({name: tensor.tolist() for name, tensor in given.items()})
     tensors = [one.astype(float) for one in given.values()]
     expected = attention(*tensors)
-    told = visit("tensors.pasted", url, tmp_path, request=request, scores="raw", kind=1).told
+    told = visit("tensors.pasted", url, tmp_path, request=request, scores="raw", kind=1)
     np.testing.assert_allclose(read_out(told), expected.scores["raw"][0, 0], rtol=1e-4, atol=1e-6)
 
-    told = visit("tensors.pasted", url, tmp_path, request=request, top_k=2).told
+    told = visit("tensors.pasted", url, tmp_path, request=request, top_k=2)
     weights = expected.weights[0, 0]
     largest = np.where(weights >= np.sort(weights)[:, -2:-1], weights, 0)
     np.testing.assert_allclose(read_out(told), largest, rtol=RTOL, atol=1e-7)
@@ -207,7 +205,7 @@ def test_what_is_wrong_is_told_in_words(url: str, tmp_path: Path) -> None:
     files = [str(tmp_path / "notes.txt"), str(tmp_path / "query.npy")]
     # The console has a line for each answer of 4xx.
     given: dict[str, Any] = {"requests": list(requests), "files": files}
-    told = visit("tensors.refused", url, tmp_path, **given, height=500, errors=3).told
+    told = visit("tensors.refused", url, tmp_path, **given, height=500, errors=3)
     assert max(told["bottoms"]) <= 500  # what is said is brought into sight
     for said, expected in zip(told["requests"], requests.values(), strict=True):
         assert expected in said

@@ -45,7 +45,7 @@ def check_lines(
 
 
 def test_the_lines_of_a_head_are_its_weights(url: str, tmp_path: Path) -> None:
-    told = visit("explore.lines", url, tmp_path, text=TEXT, pair=PAIR, layer=5, head=11).told
+    told = visit("explore.lines", url, tmp_path, text=TEXT, pair=PAIR, layer=5, head=11)
     answer = asked(url, text=TEXT, text_pair=PAIR, layers=[5], heads=[11])
     matrix = np.array(answer["weights"])[0, 0]
     words = [
@@ -135,7 +135,7 @@ def check_colours(colours: list[list[int]], matrix: Array, *, dark: bool) -> Non
 def test_every_matrix_reads_as_the_service_answers(url: str, tmp_path: Path, dark: bool) -> None:
     cells = [[1, 1], [3, 8], [8, 3], [10, 2], [0, 10], [9, 9]]
     options: dict[str, Any] = {"text": TEXT, "steps": STEPS, "cells": cells, "dark": dark}
-    told: Any = visit("explore.matrices", url, tmp_path, **options).told
+    told: Any = visit("explore.matrices", url, tmp_path, **options)
     expected = matrices_expected(url)
     assert len(told) == len(expected)
     for number, (seen, matrix) in enumerate(zip(told, expected, strict=True)):
@@ -149,7 +149,7 @@ def test_every_matrix_reads_as_the_service_answers(url: str, tmp_path: Path, dar
 
 
 def test_a_cell_stays_the_same_under_zoom_and_pan(url: str, tmp_path: Path) -> None:
-    told = visit("explore.zoomed", url, tmp_path, text=TEXT, cell=[7, 9]).told
+    told = visit("explore.zoomed", url, tmp_path, text=TEXT, cell=[7, 9])
     assert told["zoom"] > 1.5
     assert len(set(told["read"])) == 1
     number = float(told["read"][0].rpartition(": ")[2])
@@ -157,7 +157,7 @@ def test_a_cell_stays_the_same_under_zoom_and_pan(url: str, tmp_path: Path) -> N
 
 
 def test_thumbnails_draw_every_head_and_open_it(url: str, tmp_path: Path) -> None:
-    told = visit("explore.heads", url, tmp_path, text=TEXT, opened=[3, 1]).told
+    told = visit("explore.heads", url, tmp_path, text=TEXT, opened=[3, 1])
     matrices = weights(url, text=TEXT)
     layers, heads, units, _ = matrices.shape
     names = {f"thumb-{layer}-{head}" for layer in range(layers) for head in range(heads)}
@@ -171,7 +171,7 @@ def test_thumbnails_draw_every_head_and_open_it(url: str, tmp_path: Path) -> Non
 
 
 def test_the_numbers_of_heads_are_a_table_that_sorts(url: str, tmp_path: Path) -> None:
-    told = visit("explore.statistics", url, tmp_path, text=TEXT).told
+    told = visit("explore.statistics", url, tmp_path, text=TEXT)
     wanted = {"weights": False, "output": False, "statistics": True, "classes": True}
     answer = asked(url, text=TEXT, **{"return": wanted})
     names = ["entropy", "maximum", "distance", "first", "separator", "itself"]
@@ -202,7 +202,7 @@ def test_the_numbers_of_heads_are_a_table_that_sorts(url: str, tmp_path: Path) -
 
 
 def test_a_worked_example_is_seen_at_once_and_others_by_a_click(url: str, tmp_path: Path) -> None:
-    told = visit("explore.first", url, tmp_path).told
+    told = visit("explore.first", url, tmp_path)
     assert len(told["text"]) > 20
     assert len(told["lines"]) > 5
     assert len(told["examples"]) >= 3
@@ -216,7 +216,7 @@ def test_after_a_refusal_nothing_stale_is_shown_and_the_text_can_be_cut(
     url: str, tmp_path: Path
 ) -> None:
     long = "the cat sat " * 340  # 1,020 words, and the model takes 512 tokens
-    told = visit("explore.refused", url, tmp_path, text=TEXT, long=long, errors=2).told
+    told = visit("explore.refused", url, tmp_path, text=TEXT, long=long, errors=2)
     files = ["PNG", "SVG", "CSV", "JSON", "Copy link"]
     assert told["shown"]["tokens"] > 0
     assert told["shown"]["files"] == files
@@ -235,7 +235,7 @@ def test_after_a_refusal_nothing_stale_is_shown_and_the_text_can_be_cut(
 
 
 def test_a_link_to_what_is_not_there_says_so(url: str, tmp_path: Path) -> None:
-    told = visit("explore.linked", url, tmp_path, fragment="#text=Hello&layer=9&head=99").told
+    told = visit("explore.linked", url, tmp_path, fragment="#text=Hello&layer=9&head=99")
     assert told["chosen"] == ["all-MiniLM-L6-v2", "5", "11"]
     assert told["problem"].splitlines() == [
         "all-MiniLM-L6-v2 has no layer 9: this is layer 5.",
@@ -243,12 +243,12 @@ def test_a_link_to_what_is_not_there_says_so(url: str, tmp_path: Path) -> None:
     ]
     assert "layer=5&head=11" in told["fragment"]
     assert told["files"]
-    fine = visit("explore.linked", url, tmp_path, fragment="#text=Hello&layer=5&head=11").told
+    fine = visit("explore.linked", url, tmp_path, fragment="#text=Hello&layer=5&head=11")
     assert fine["problem"] == ""
 
 
 def test_words_are_called_words_and_a_rollout_says_its_layers(url: str, tmp_path: Path) -> None:
-    told = visit("explore.ledes", url, tmp_path, text="Hello+there").told
+    told = visit("explore.ledes", url, tmp_path, text="Hello+there")
     for lede, _ in told.values():
         assert "word" in lede
         assert "token" not in lede
@@ -259,7 +259,7 @@ def test_words_are_called_words_and_a_rollout_says_its_layers(url: str, tmp_path
 def test_layer_head_and_view_are_in_sight(
     url: str, tmp_path: Path, width: int, height: int
 ) -> None:
-    told = visit("explore.places", url, tmp_path, text=TEXT, width=width, height=height).told
+    told = visit("explore.places", url, tmp_path, text=TEXT, width=width, height=height)
     if width > 1000:
         assert max(told["bottoms"]) < height / 2
     # The first example is of layer 5, head 11: the last of each, and the first comes after it.

@@ -11,9 +11,8 @@ import csv
 import io
 import json
 import shutil
-import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import numpy as np
@@ -26,17 +25,8 @@ DRIVE = REPOSITORY / "tests" / "system" / "page" / "browser" / "drive.py"
 Array = np.ndarray[Any, Any]
 
 
-class Visited(NamedTuple):
-    """What a scenario told, and where its files lie."""
-
-    told: Any
-    folder: Path
-
-
-def visit(
-    scenario: str, url: str, folder: Path, *, timeout: float = 150, **options: Any
-) -> Visited:
-    """Runs a scenario; the page must have logged no error and asked no other origin for anything.
+def visit(scenario: str, url: str, folder: Path, *, timeout: float = 150, **options: Any) -> Any:
+    """What a scenario tells; the page must have logged no error and asked no other origin.
 
     Args:
         scenario: file and function, as in ``explore.views``.
@@ -52,12 +42,10 @@ def visit(
     command: list[str | Path] = [PYTHON, DRIVE, chromium, scenario, url, folder]
     printed = run([*command, json.dumps(options)], timeout=timeout)
     seen = json.loads(printed)
-    for figure in seen["figures"]:
-        print(figure, file=sys.stderr)
     assert seen["foreign"] == []
     assert seen["faults"] == []
     assert len(seen["errors"]) == options.get("errors", 0), seen["errors"]
-    return Visited(seen["told"], folder)
+    return seen["told"]
 
 
 def asked(url: str, **body: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def main(chromium: str, scenario: str, url: str, folder: str, options: str) -> N
         visit = Visit(context.new_page(), url, Path(folder))
         told = getattr(importlib.import_module(file), function)(visit, **given)
         browser.close()
-    seen = {"told": told, "figures": visit.figures, "faults": visit.faults}
+    seen = {"told": told, "faults": visit.faults}
     print(json.dumps({**seen, "errors": visit.errors, "foreign": visit.foreign}))
 
 

@@ -46,7 +46,7 @@ def hostile(visit: Visit, text: str) -> dict[str, Any]:
     visit.page.on("dialog", lambda dialog: (ran.append(dialog.message), dialog.dismiss()))
     visit.open()
     visit.write(text)
-    told: dict[str, Any] = {"tokens": {}, "elements": {}}
+    told: dict[str, Any] = {"elements": {}}
     selector = "main img, main iframe, main b, main script, main svg script, main [onerror]"
     for view in ("head", "matrix", "model", "statistics", "rollout"):
         visit.click(f"tab-{view}")
@@ -56,7 +56,8 @@ def hostile(visit: Visit, text: str) -> dict[str, Any]:
     told["bidi"] = visit.tokens("query").evaluate_all(
         "(all) => all.map((token) => [token.dir, getComputedStyle(token).unicodeBidi])"
     )
-    told["files"] = [visit.saved(f"export-{type_}").name for type_ in ("svg", "csv", "json")]
+    for type_ in ("svg", "csv", "json"):
+        visit.saved(f"export-{type_}")
     ran += visit.page.evaluate("Object.keys(window.harm ?? {})")
     visit.page.reload()
     visit.settle()

@@ -30,10 +30,8 @@ def first_drawing(visit: Visit, texts: list[str]) -> dict[str, Any]:
             visit.page.evaluate("performance.clearMarks()")
             visit.write(text)
             told[view].append(visit.page.evaluate(DRAWN))
-        visit.figures.append(f"first drawing, {view}: {told[view]} ms")
-        told[f"{view} tokens"] = visit.page.evaluate(
-            "document.querySelectorAll('[data-side=query]').length"
-        )
+    visit.click("tab-head")
+    told["tokens"] = visit.tokens("query").count()
     return told
 
 
@@ -55,5 +53,4 @@ def pointer(visit: Visit, text: str) -> dict[str, Any]:
             visit.page.evaluate("() => new Promise(requestAnimationFrame)")
             read.add(visit.hook("readout").inner_text())
         longest.append(visit.page.evaluate("Math.max(0, ...window.tasks)"))
-    visit.figures.append(f"longest task under the pointer, {size} tokens: {longest} ms")
     return {"rows": size, "longest": longest, "read": len(read)}

@@ -25,10 +25,9 @@ DROP = """(tab, files) => {
 def example(visit: Visit) -> dict[str, Any]:
     """What stands there before anything was done, and what the files of it hold."""
     visit.open("#view=tensors")
-    saved = {}
     for ending in ("csv", "json", "safetensors"):
-        saved[ending] = visit.saved(f"tensor-export-{ending}").name
-    return {**_seen(visit), "input": visit.hook("tensor-input").input_value(), "saved": saved}
+        visit.saved(f"tensor-export-{ending}")
+    return {**_seen(visit), "input": visit.hook("tensor-input").input_value()}
 
 
 def files(

@@ -28,7 +28,6 @@ class Visit:
         page: Playwright's page.
         url: of the service.
         folder: where files may be put.
-        figures: lines for whoever runs the tests.
         faults: what was thrown in the page and not caught.
         errors: what the console has been told as an error.
         foreign: requests to another origin than the service's.
@@ -36,7 +35,6 @@ class Visit:
 
     def __init__(self, page: Page, url: str, folder: Path) -> None:
         self.page, self.url, self.folder = page, url, folder
-        self.figures: list[str] = []
         self.faults: list[str] = []
         self.errors: list[str] = []
         self.foreign: list[str] = []
@@ -62,10 +60,10 @@ class Visit:
     def _landed(self, request: Request) -> None:
         self._flying.discard(request)
 
-    def open(self, fragment: str = "", path: str = "/") -> None:
+    def open(self, fragment: str = "") -> None:
         """Opens the page, and waits until it is drawn."""
         self.page.goto("about:blank")
-        self.page.goto(self.url + path + fragment)
+        self.page.goto(f"{self.url}/{fragment}")
         self.settle()
 
     def settle(self) -> None:
