@@ -129,8 +129,8 @@ class Settings(BaseSettings):
     """Large calls that compute at once; small ones have places of their own."""
 
     max_waiting: int = Field(default=256, ge=0)
-    """Calls that may wait for their turn, of small ones, of small ones that can be computed together
-    and of large ones each, of one caller half as many; one more is answered 429."""
+    """Calls that may wait for their turn, of small ones, of small ones that can be computed
+    together and of large ones each, of one caller half as many; one more is answered 429."""
 
     max_wait: float = Field(default=1.0, ge=0)
     """Seconds that a call may be expected to wait; past it 429. Calls that take long may wait

@@ -208,7 +208,7 @@ def test_another_method_than_post_is_a_405_that_says_so(
     ["/nothing", "/v1", "/v1/", "/v1/attention/", "/v1/info/", "/v1//info", "/V1/info",
      "/v1/modules/", "/v1/modules/a/b", "/docs-assets/../../settings.py", "/docs-assets/nothing",
      "/docs-assets/%2e%2e/%2e%2e/settings.py", "/redoc", "/%00", "/%FF", "/" + "x" * 9000,
-     "//evil.example/", "/v1/modules/..", "/page/../page_files.py"],
+     "//evil.example/", "/page/../page_files.py"],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_an_unknown_path_is_a_404_and_never_a_redirection(

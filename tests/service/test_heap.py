@@ -29,6 +29,27 @@ del kept[::2]  # the small ones between them stay
 print(resident() - before)
 """
 
+PIECES = """
+import time
+import numpy as np
+from attention_service.attention.pages import Pages
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+pieces = [np.ones(2**14, np.uint8) for _ in range(4000)]
+pieces = pieces[::10]  # those in between are free, and none of it is at the heap's end
+before = resident()
+pages = Pages()
+large = pages.empty((2**24,), np.dtype(np.uint8))
+del large
+end = time.monotonic() + 20
+while resident() > before - 40e6 and time.monotonic() < end:
+    time.sleep(0.1)
+print(before - resident())
+"""
+
 ARENAS = """
 import ctypes, sys, threading
 from attention_service.heap import give_back_freed
@@ -56,10 +77,6 @@ print(open(sys.argv[2]).read().count("<heap nr="))
 """
 
 
-def left(argument: str) -> int:
-    return told(SCRIPT, argument)
-
-
 def told(script: str, *arguments: str) -> int:
     process = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
@@ -69,8 +86,13 @@ def told(script: str, *arguments: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the heap of glibc")
 def test_what_was_freed_goes_back() -> None:
-    assert left("set") < 8 * 2**20
-    assert left("default") > 80 * 2**20  # or there would be nothing to set
+    assert told(SCRIPT, "set") < 8 * 2**20
+    assert told(SCRIPT, "default") > 80 * 2**20  # or there would be nothing to set
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the heap of glibc")
+def test_pieces_between_others_go_back_once_large_arrays_have_rested() -> None:
+    assert told(PIECES) > 40e6
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the heap of glibc")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from attention_service.heap import give_back_now
 from attention_wire.tensors import Array
 
 # Smaller arrays are the heap's, which keeps their pages by itself.
@@ -126,5 +127,9 @@ class Pages:
         with self._lock:
             self._collect()
             old = time.monotonic() - _KEPT_SECONDS
-            self._kept = [one for one in self._kept if one[0] > old]
-            return bool(self._kept)
+            young = [one for one in self._kept if one[0] > old]
+            is_last = bool(self._kept) and not young
+            self._kept = young
+        if is_last:
+            give_back_now()  # also what the same calls left free in small pieces
+        return bool(young)
