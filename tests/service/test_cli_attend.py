@@ -104,6 +104,9 @@ def test_json_is_what_the_service_would_send(text_module: Path) -> None:
     count = len(result["words"]["text"])
     assert np.shape(result["weights"]) == (1, 12, count, count)
     assert len(result["output"]) == len(GOLDEN["tokens"])
+    words = ("--layer", "3", "--modules", text_module, "--json")
+    (tokens,) = json.loads(run_here("attend", *TEXTS, *words).stdout)["results"]
+    np.testing.assert_allclose(tokens["weights"][0], WEIGHTS[3], atol=1e-5)
     packed = run_here("attend", "a cat", "--tensor-format", "base64", "--modules", text_module)
     assert json.loads(packed.stdout)["results"][0]["weights"]["dtype"] == "float32"
 
