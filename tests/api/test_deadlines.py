@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -80,6 +81,30 @@ def test_a_deadline_holds_in_the_queue_too(impatient: Caller, long_call: bytes) 
         check_problem(read_answer(second), 504, "deadline", says=["after 0.5 s"])
         assert metric(impatient, "attention_queue_size") == 0
         assert metric(impatient, "attention_running") == 1
+
+
+def test_a_deadline_of_the_body_holds_in_the_queue_too(impatient: Caller, long_call: bytes) -> None:
+    tensor = np.zeros((1, 8, 2048, 64), np.float32)
+    inputs = [
+        {
+            "name": name,
+            "shape": tensor.shape,
+            "datatype": "FP32",
+            "parameters": {"binary_data_size": tensor.nbytes},
+        }
+        for name in ("query", "key", "value")
+    ]
+    more = {"outputs": [{"name": "lse"}], "parameters": {"timeout": 500_000}}
+    fields = json.dumps({"inputs": inputs, **more}).encode()
+    content = fields + 3 * tensor.tobytes()
+    with impatient.connection() as first:
+        send(first, long_call)
+        until(impatient, "attention_running", 1)
+        headers = {"Inference_Header_Content_Length": str(len(fields))}
+        answer = impatient.post("/v2/models/sdpa/infer", content, **headers)
+        assert answer.status_code == 504
+        assert "after 0.5 s" in answer.json()["error"]
+        assert metric(impatient, "attention_running") == 1  # the first, which still computes
 
 
 def test_a_deadline_holds_for_a_call_of_a_form_that_is_known(
