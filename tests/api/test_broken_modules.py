@@ -153,6 +153,7 @@ def test_the_others_serve(broken: Caller) -> None:
     assert answer.json()["module"] == TEXT_MODULE  # the only one that was not refused
 
 
+@pytest.mark.slow
 def test_several_text_modules_ask_for_a_choice_unless_one_is_the_default(
     modules: Path, tmp_path: Path, start_service: Callable[[Settings], RunningService]
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_text_matches_transformers(
     np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", TEXT["batches"], ids="+".join)
 def test_in_a_padded_batch_a_text_gives_what_it_gives_alone(
     run_mini_lm: Run, batch: list[str]

@@ -387,6 +387,7 @@ def test_a_model_of_the_hub_without_safetensors_is_refused(hub: str, tmp_path: P
     assert "holds no safetensors file" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}], ids=str
 )

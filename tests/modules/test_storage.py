@@ -85,6 +85,7 @@ def test_a_file_is_smaller_and_the_difference_is_told(tmp_path: Path, name: str)
     assert stages.told == pytest.approx(found, rel=0.06, abs=1e-6)  # told with two digits
 
 
+@pytest.mark.slow
 def test_a_trained_model_takes_half_the_file(tmp_path: Path, text_source: Path) -> None:
     plain, half, stages = both(tmp_path, text_source)
     sizes = [(folder / MODEL_FILE).stat().st_size for folder in (half, plain)]
@@ -92,6 +93,7 @@ def test_a_trained_model_takes_half_the_file(tmp_path: Path, text_source: Path) 
     assert 0 < max(stages.told) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_the_command_tells_the_difference_too(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "attention_service", "export", str(FAMILIES / "bert"),

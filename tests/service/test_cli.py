@@ -83,6 +83,7 @@ def test_export_replaces_only_when_forced(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mha"]
 
 
+@pytest.mark.slow
 def test_export_draws_a_bar_in_a_terminal(environment: dict[str, str], tmp_path: Path) -> None:
     words = ["export", STATE_DICT, "--num-heads", "4", "--name", "mha", "--modules", tmp_path]
     here, there = pty.openpty()
@@ -219,6 +220,7 @@ def test_attend_to_tensors_in_a_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data, np.float32(answer["output"]))
 
 
+@pytest.mark.slow
 def test_attend_with_a_module(modules: Path) -> None:
     def attend(module: str, **fields: Any) -> Result:
         words = ("attend", "-", "--modules", modules, "--module", module)
@@ -241,6 +243,7 @@ def test_attend_with_a_module(modules: Path) -> None:
         assert problem in result.stderr
 
 
+@pytest.mark.slow
 def test_attend_says_what_is_wrong(
     text_module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,6 +127,7 @@ def test_options_that_do_not_go_together(text_module: Path, tmp_path: Path) -> N
     assert wrong.startswith("attention-service: --head: there is no head 12: ")
 
 
+@pytest.mark.slow
 def test_a_text_in_a_file_or_from_standard_input(text_module: Path, tmp_path: Path) -> None:
     words = ("--layer", "3", "--modules", text_module)
     expected = run_here("attend", "The cat sat.", *words).stdout
@@ -142,6 +143,7 @@ def test_a_text_in_a_file_or_from_standard_input(text_module: Path, tmp_path: Pa
     assert "must be a JSON object" in fails_here("attend", tmp_path / "list.json")
 
 
+@pytest.mark.slow
 def test_a_text_that_is_too_long_is_cut_when_asked(text_module: Path) -> None:
     words = ("--layer", "0", "--head", "0", "--top-k", "1", "--modules", text_module)
     assert "set truncate" in fails_here("attend", "word " * 600, *words)
@@ -149,6 +151,7 @@ def test_a_text_that_is_too_long_is_cut_when_asked(text_module: Path) -> None:
     assert len(re.findall("^│ word ", result.stdout, re.MULTILINE)) == 510
 
 
+@pytest.mark.slow
 def test_only_the_module_that_is_asked_for_is_loaded(
     text_module: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

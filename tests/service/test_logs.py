@@ -118,6 +118,7 @@ def test_no_line_can_be_forged(environment: dict[str, str], tmp_path: Path, form
         assert not re.search(r"(?m)^(INFO|forged)", served.log)
 
 
+@pytest.mark.slow
 def test_the_caller_is_the_name_of_its_key(environment: dict[str, str], tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     digest = hashlib.sha256(SECRET.encode()).hexdigest()
@@ -136,6 +137,7 @@ def test_the_caller_is_the_name_of_its_key(environment: dict[str, str], tmp_path
     assert digest not in served.log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trusted", "caller"),
     [
@@ -162,6 +164,7 @@ def test_the_caller_behind_a_proxy_is_named_by_one_that_is_trusted(
 PHASES = {"parse_ms", "queue_ms", "compute_ms", "serialize_ms"}
 
 
+@pytest.mark.slow
 def test_a_line_says_where_the_time_went_and_how_much_was_sent(
     environment: dict[str, str], text_module: Path
 ) -> None:
@@ -203,6 +206,7 @@ def test_a_line_says_where_the_time_went_and_how_much_was_sent(
     assert not {"code", "request_bytes", *PHASES} & info.keys()
 
 
+@pytest.mark.slow
 def test_a_line_for_people_says_the_same_in_short(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ def resource(spans: ResourceSpans) -> dict[str, Any]:
     return {item.key: item.value.string_value for item in spans.resource.attributes}
 
 
+@pytest.mark.slow
 def test_spans_reach_a_collector_before_the_process_ends(
     environment: dict[str, str], collector: Collector, tmp_path: Path
 ) -> None:
@@ -117,6 +118,7 @@ def test_spans_reach_a_collector_before_the_process_ends(
     assert resource(received)["service.version"]
 
 
+@pytest.mark.slow
 def test_the_standard_variables_name_the_service(
     environment: dict[str, str], collector: Collector, tmp_path: Path
 ) -> None:
@@ -141,6 +143,7 @@ def test_a_collector_that_does_not_answer_does_not_hold_up_the_end(
     assert collector.arrived.is_set()
 
 
+@pytest.mark.slow
 def test_no_spans_are_sent_unasked(
     environment: dict[str, str], collector: Collector, tmp_path: Path
 ) -> None:
