@@ -155,6 +155,7 @@ def test_long_work_shows_in_compute(caller: Caller) -> None:
     assert answer.status_code == 200, answer.text
     times = dict(re.findall(r"(\w+);dur=([\d.]+)", answer.headers["Server-Timing"]))
     assert float(times["compute"]) > 1  # ms, of some 9 GFLOP
+    assert float(times["compute"]) > float(times["queue"])
 
 
 @pytest.mark.parametrize("given", ["a", "0" * 128, "4f9c-17:x/y", "~!@#$%^&*(){}<>\"'\\"])

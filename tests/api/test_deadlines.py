@@ -67,7 +67,7 @@ def test_a_call_past_its_deadline_ends_between_two_tiles(
     answer = impatient.post(ATTENTION, long_call, Content_Type=SAFETENSORS, X_Request_Timeout="0.4")
     took = time.monotonic() - started
     check_problem(answer, 504, "deadline", says=["after 0.4 s", "up to 20"])
-    assert 0.4 < took < 3
+    assert 0.4 < took < 1.2
     counted = metric(impatient, "attention_requests_total", status="504", code="deadline")
     assert counted >= 1
 
@@ -179,7 +179,9 @@ def test_a_small_call_passes_a_large_one(impatient: Caller, long_call: bytes) ->
         send(connection, long_call)
         until(impatient, "attention_running", 1)
         for _ in range(20):
+            started = time.monotonic()
             impatient.must_serve()
+            assert time.monotonic() - started < 0.5
         assert metric(impatient, "attention_running") == 1  # it still computes
 
 
@@ -214,7 +216,7 @@ def test_a_body_that_trickles_in_is_given_up(impatient: Caller, headers: dict[st
         started = time.monotonic()
         pool.submit(trickle, connection, b"4\r\n{   \r\n" * 10, 0.05)
         answer = read_answer(connection)
-        assert 0.4 < time.monotonic() - started < 3  # it would take 5
+        assert 0.4 < time.monotonic() - started < 1.5  # it would take 5
     check_problem(answer, 408, "body_timeout", says=["bytes after 0.5 s", "Send it again"])
 
 

@@ -167,7 +167,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("path", CALLS)
-@settings(max_examples=30, derandomize=True, database=None, deadline=None)
+@settings(max_examples=50, derandomize=True, database=None, deadline=None)
 @given(data=st.data())
 def test_good_calls_are_answered_as_the_document_says(
     service_url: str, path: str, data: st.DataObject

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the heap of glibc")
+
 SCRIPT = """
 import sys
 import numpy as np
@@ -84,18 +86,15 @@ def told(script: str, *arguments: str) -> int:
     return int(process.stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the heap of glibc")
 def test_what_was_freed_goes_back() -> None:
     assert told(SCRIPT, "set") < 8 * 2**20
     assert told(SCRIPT, "default") > 80 * 2**20  # or there would be nothing to set
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the heap of glibc")
 def test_pieces_between_others_go_back_once_large_arrays_have_rested() -> None:
     assert told(PIECES) > 40e6
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the heap of glibc")
 def test_threads_share_arenas(tmp_path: Path) -> None:
     assert told(ARENAS, "set", str(tmp_path / "info")) <= 2
     assert told(ARENAS, "default", str(tmp_path / "info")) > 2

@@ -58,7 +58,7 @@ def test_sigterm_ends_readiness_at_once_and_service_after_the_delay(
         # A new connection is taken, too.
         assert httpx.get(f"{served.url()}/readyz").status_code == 503
         assert served.wait() == 0
-        assert time.monotonic() - began >= delay
+        assert delay <= time.monotonic() - began < delay + 5
         assert "Traceback" not in served.log
 
 
@@ -115,8 +115,10 @@ def test_a_second_signal_ends_it_at_once(
         served.signal(number)
         served.logged(logged)
         assert served.process.poll() is None
+        began = time.monotonic()
         served.signal(number)
         assert served.wait() == -number  # ended by the signal itself
+        assert time.monotonic() - began < 2
         with pytest.raises(httpx.TransportError):
             answer.result(5)
 
