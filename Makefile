@@ -55,8 +55,9 @@ serve: $(SERVER) $(TEXT_MODULE)
 	$(BIN)/attention-service serve --host $(HOST) --port $(PORT) --modules $(MODULES) \
 	  --text-module all-MiniLM-L6-v2
 
+# In as many processes as there are processors, four at most: each makes its own services.
 test: $(DEV) $(TEXT_MODULE)
-	$(BIN)/python -m pytest -m "not system and not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not system and not slow"
 
 test-system: $(DEV) $(TEXT_MODULE) $(INFERENCE_CLIENTS) $(BROWSER)
 	scripts/system_packages.sh
