@@ -127,8 +127,8 @@ class AttentionCall:
         """The call as it is computed: contiguous, in its compute dtype, and finite.
 
         Rows of key and value that no query attends are zeroed where they were not finite.
-        Where float32 could overflow on the way, or does not hold the scale or the softcap,
-        float64 takes its place.
+        Where float32 could overflow on the way, does not hold the scale or the softcap, or would
+        show what underflows in it, float64 takes its place.
 
         Raises:
             ProblemError: ``non_finite`` or ``overflow``.
@@ -142,16 +142,15 @@ class AttentionCall:
                 key=values.zero_unattended("key", call.key, attended, groups),
                 value=values.zero_unattended("value", call.value, attended, groups),
             )
-        query = finite_magnitude("query", call.query)
-        largest = self._largest_score(query, magnitude(call.key), bias)
-        if not largest < values.safe_score(np.float64):
+        query, key = finite_magnitude("query", call.query), magnitude(call.key)
+        if not self._largest_score(query, key, bias) < values.safe_score(np.float64):
             raise ProblemError.of_field(
                 "query",
                 "its scores may overflow float64; send smaller numbers, a smaller scale or a "
                 "smaller bias",
                 Code.OVERFLOW,
             )
-        if call.compute_dtype == np.float32 and not self._is_safe(largest):
+        if call.compute_dtype == np.float32 and not self._is_safe(query, key, bias):
             return replace(call, compute_dtype=np.dtype(np.float64))  # tiles cast their parts
         return call
 
@@ -182,9 +181,10 @@ class AttentionCall:
             ProblemError: ``non_finite``.
         """
         bias = self._largest_bias()
-        keys = 0.0 if self.shows_keys else values.bound(self.key)
-        largest = self._largest_score(values.bound(self.query), keys, bias)
-        if not (isfinite(keys) and self._is_safe(largest)):
+        # No key makes more of a query's element than its score shows, unless that underflows.
+        are_shown = self.shows_keys and not values.underflows(self.query, self.scale)
+        key = 0.0 if are_shown else values.bound(self.key)
+        if not (isfinite(key) and self._is_safe(values.bound(self.query), key, bias)):
             raise values.Doubtful
 
     @property
@@ -217,11 +217,23 @@ class AttentionCall:
     @property
     def _holds_factors(self) -> bool:
         return self.compute_dtype == np.float64 or (
-            values.in_float32(self.scale) and values.in_float32(self.softcap)
+            values.in_float32(self.scale)
+            and values.in_float32(self.softcap)
+            and max(abs(self.scale), self.softcap) <= values.MOST_FACTOR
         )
 
-    def _is_safe(self, largest: float) -> bool:
-        return self._holds_factors and largest < values.safe_score(self.compute_dtype.type)
+    def _is_safe(self, query: float, key: float, bias: float) -> bool:
+        """Whether nothing can overflow in the compute dtype, and nothing shows that underflows."""
+        if not self._holds_factors:
+            return False
+        if self.compute_dtype == np.float32:
+            # What an element of the query, or of a key, is multiplied by until it is a score.
+            scale = abs(self.scale)
+            factor = self.sizes.head_size * max(max(1.0, scale) * key, scale * query)
+            if not factor <= values.MOST_FACTOR:
+                return False
+        largest = self._largest_score(query, key, bias)
+        return largest < values.safe_score(self.compute_dtype.type)
 
     def _cast(self) -> AttentionCall:
         return replace(

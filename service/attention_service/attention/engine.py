@@ -21,6 +21,7 @@ from attention_service.attention.kernels import TILE_BYTES, Target
 from attention_service.attention.lanes import Lanes
 from attention_service.attention.pages import Pages
 from attention_service.attention.patterns import Patterns
+from attention_service.attention.underflow import WITH_SUBNORMALS, WITHOUT_SUBNORMALS
 from attention_service.priority import step_back
 from attention_wire.tensors import Array
 
@@ -86,6 +87,8 @@ class Session:
         self.outputs = frozenset(self.shapes)
         self.provider = _provider_that_runs(session)
         self.shares_memory = self.provider == "CPUExecutionProvider"
+        in_double = any(item.type == "tensor(double)" for item in session.get_inputs())
+        self._underflow = WITH_SUBNORMALS if in_double else WITHOUT_SUBNORMALS
 
     def run(
         self,
@@ -106,7 +109,8 @@ class Session:
         try:
             if into:
                 return self._run_bound(outputs, feeds, into)
-            results = self._session.run(list(outputs), dict(feeds))
+            with self._underflow:
+                results = self._session.run(list(outputs), dict(feeds))
         except _SESSION_ERRORS as error:
             raise EngineError(str(error)) from error
         return dict(zip(outputs, results, strict=True))
@@ -115,7 +119,8 @@ class Session:
         self, outputs: Sequence[str], feeds: Mapping[str, Array], into: Mapping[str, Array]
     ) -> dict[str, Array]:
         binding = self._binding(outputs, feeds, into)
-        self._session.run_with_iobinding(binding)
+        with self._underflow:
+            self._session.run_with_iobinding(binding)
         values = binding.get_outputs()
         return {
             name: into[name] if name in into else value.numpy()
@@ -134,7 +139,8 @@ class Session:
 
         def run() -> None:
             try:
-                self._session.run_with_iobinding(binding)
+                with self._underflow:
+                    self._session.run_with_iobinding(binding)
             except _SESSION_ERRORS as error:
                 raise EngineError(str(error)) from error
 
@@ -270,6 +276,8 @@ class Engine:
         # one that waits longer takes the processor from other runs.
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # What the thread that calls does too: see `underflow`.
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
         # An arena would keep what the longest text took.
         options.enable_cpu_mem_arena = False
         return options

@@ -92,10 +92,20 @@ def safe_score(dtype: type[np.floating[Any]]) -> float:
     return float(info.max) * float(info.eps) / 4
 
 
+# Times less than this, what underflows in float32 (2⁻¹²⁶) is lost in the rounding of any score.
+MOST_FACTOR = 2.0**96
+
+
 def in_float32(factor: float) -> bool:
     """Whether a factor stays one in float32: past its range 0·∞ and 0/0 would follow."""
     info = np.finfo(np.float32)
     return factor == 0 or float(info.tiny) <= abs(factor) <= float(info.max)
+
+
+def underflows(query: Array, scale: float) -> bool:
+    """Whether an element that is not 0 is subnormal in float32, as it is or scaled."""
+    elements = np.abs(query) * min(1.0, abs(scale))
+    return bool(((elements > 0) & (elements < np.finfo(np.float32).tiny)).any())
 
 
 def check_bias(name: str, bias: Array) -> float:
