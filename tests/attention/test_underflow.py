@@ -39,6 +39,19 @@ def test_the_caller_s_own_arithmetic_has_them_again(engine: Engine) -> None:
         assert (np.array([1e-40], np.float32) * np.float32(1e10)).item() > 0
 
 
+def test_means_of_heads_that_are_subnormal_are_told_apart(engine: Engine) -> None:
+    # The first head's weights are 1 and three little above the smallest normal number, in an order
+    # of their own; the other head sees but the first key, so the means are half of that.
+    gaps = np.array([0, -87.2, -87.0, -87.1])
+    query = np.array([1, 1], np.float32).reshape(1, 2, 1, 1)
+    key = np.stack([gaps, [0, -200, -200, -200]]).astype(np.float32).reshape(1, 2, 4, 1)
+    wants = {"output": False, "weights": {"reduce": "mean", "top_k": 4}}
+    request = {"query": query, "key": key, "value": key, "scale": 1, "return": wants}
+    found = run(engine, **request)["weights"]
+    assert found["indices"].ravel().tolist() == [0, 2, 3, 1]
+    assert (np.diff(found["values"].ravel()) < 0).all()
+
+
 # Each is the product of an ordinary score, by way of a number that is subnormal in float32.
 ORDINARY_SCORES = {
     "a scaled query": {"query": 1e-10 * KEY, "key": 1e38 * KEY, "scale": 1e-29},

@@ -16,7 +16,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from attention_service.attention import speed
-from attention_service.attention.graphs import Spec, TileSpec, build
+from attention_service.attention.graphs import Spec, TileSpec, TopKSpec, build
 from attention_service.attention.kernels import TILE_BYTES, Target
 from attention_service.attention.lanes import Lanes
 from attention_service.attention.pages import Pages
@@ -70,6 +70,10 @@ class EngineError(Exception):
 class Session:
     """An ONNX model that is loaded and can be run.
 
+    Args:
+        session: ONNX Runtime's.
+        keeps_subnormals: whether it computes with them, and not as if they were 0.
+
     Attributes:
         inputs: names of its inputs.
         outputs: names of its outputs.
@@ -80,15 +84,16 @@ class Session:
         shares_memory: whether it computes on arrays where they stand, and not on copies.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, *, keeps_subnormals: bool = False
+    ) -> None:
         self._session = session
         self.inputs = frozenset(item.name for item in session.get_inputs())
         self.shapes = {item.name: tuple(item.shape) for item in session.get_outputs()}
         self.outputs = frozenset(self.shapes)
         self.provider = _provider_that_runs(session)
         self.shares_memory = self.provider == "CPUExecutionProvider"
-        in_double = any(item.type == "tensor(double)" for item in session.get_inputs())
-        self._underflow = WITH_SUBNORMALS if in_double else WITHOUT_SUBNORMALS
+        self._underflow = WITH_SUBNORMALS if keeps_subnormals else WITHOUT_SUBNORMALS
 
     def run(
         self,
@@ -291,9 +296,16 @@ class Engine:
         return options
 
     @staticmethod
-    def _load(source: str | bytes, options: onnxruntime.SessionOptions, provider: str) -> Session:
+    def _load(
+        source: str | bytes,
+        options: onnxruntime.SessionOptions,
+        provider: str,
+        *,
+        keeps_subnormals: bool = False,
+    ) -> Session:
         try:
-            return Session(_session(source, options, provider))
+            session = _session(source, options, provider)
+            return Session(session, keeps_subnormals=keeps_subnormals)
         except _SESSION_ERRORS as error:
             raise EngineError(str(error)) from error
 
@@ -319,7 +331,9 @@ class Engine:
         if is_wide:
             return self._load_aside(model, self._module_options(self.threads))
         provider = self.target(np.dtype(spec.dtype)).provider
-        return self._load(model, self._tile_options(), provider)
+        # What looks for the largest must tell them apart, for numpy makes some of heads' means.
+        keeps_subnormals = spec.dtype == "float64" or isinstance(spec, TopKSpec)
+        return self._load(model, self._tile_options(), provider, keeps_subnormals=keeps_subnormals)
 
     @property
     def cached_sessions(self) -> int:
