@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ def test_weights_that_underflow(engine: Engine, dtype: str) -> None:
     weights = run(engine, query=query, key=key, value=key, scale=1)["weights"]
     assert weights[0, 0] == 1
     assert 0 <= weights[0, 1] < np.finfo(dtype).tiny
-    assert dtype == "float32" or weights[0, 1] > 0
+    are_kept = dtype == "float64" or platform.machine() != "x86_64"
+    assert (weights[0, 1] > 0) == are_kept
 
 
 def test_the_caller_s_own_arithmetic_has_them_again(engine: Engine) -> None:

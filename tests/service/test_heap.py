@@ -6,10 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the heap of glibc")
-
 SCRIPT = """
 import sys
 import numpy as np
